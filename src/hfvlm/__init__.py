@@ -1,0 +1,38 @@
+"""hfvlm: the vision-language lineage, HuggingFace-native.
+
+Importing this package costs next to nothing: it makes the architectures known to transformers' Auto classes, and
+imports each public name on first use.
+"""
+
+from typing import Any
+
+from hfvlm import models, registry  # noqa: F401  (importing models fills the registry)
+from hfvlm.registry import register
+from hfvlm.version import __version__
+
+
+_PUBLIC = {
+    "pipeline": "hfvlm.pipelines:pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        value = registry.load(_PUBLIC[name])
+    else:
+        for row in registry.ARCHITECTURES.values():
+            if name in row.classes:
+                value = registry.load(row.classes[name])
+                break
+        else:
+            raise AttributeError(f"module 'hfvlm' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    classes = [name for row in registry.ARCHITECTURES.values() for name in row.classes]
+    return sorted([*globals(), *_PUBLIC, *classes])
+
+
+__all__ = ["__version__", "register"]

@@ -1,0 +1,1 @@
+"""Reading image-text data, and collators that turn it into batches."""

@@ -1,0 +1,91 @@
+"""Captioned images on disk, random views of them, and batches for `Trainer`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+
+def read_captions(path: str | Path, split: str | None = None) -> list[dict[str, Any]]:
+    """Reads `captions.jsonl`: a line an image, `{"image": relative path, "captions": [...], "split": ...}`.
+
+    Returns:
+        the rows of `split` (all if None), `image` resolved against the file's folder.
+
+    Raises:
+        ValueError: a line that is not such an object, by file and line; or no row in the split.
+    """
+    path = Path(path)
+    rows = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                rows.append({**row, "image": path.parent / row["image"], "captions": list(row["captions"])})
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}:{number}: not an object with image and captions ({error})") from error
+    chosen = [row for row in rows if split is None or row.get("split") == split]
+    if not chosen:
+        splits = sorted({str(row.get("split")) for row in rows})
+        raise ValueError(f"{path} has no row of split {split!r}; it has {', '.join(splits)}")
+    return chosen
+
+
+def random_view(image: Image.Image, generator: torch.Generator | None = None, min_scale: float = 0.7) -> Image.Image:
+    """A random crop of at least `min_scale` of the area, each side cut on its own, mirrored every other time."""
+    draws = torch.rand(5, generator=generator).tolist()
+    width, height = image.size
+    low = min_scale**0.5
+    w, h = (low + (1 - low) * draws[0]) * width, (low + (1 - low) * draws[1]) * height
+    left, top = draws[2] * (width - w), draws[3] * (height - h)
+    view = image.crop((round(left), round(top), round(left + w), round(top + h)))
+    return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draws[4] < 0.5 else view
+
+
+class CaptionedImages(Dataset):
+    """Rows of `read_captions` as `{"image": PIL image, "captions": [...]}`.
+
+    Args:
+        captions_per_image: that many captions an item, drawn anew each time; None: all.
+        augment: a random view instead of the whole image.
+    """
+
+    def __init__(self, rows: Sequence[dict], captions_per_image: int | None = None, augment: bool = False):
+        self.rows, self.captions_per_image, self.augment = rows, captions_per_image, augment
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        image = Image.open(row["image"]).convert("RGB")
+        captions = row["captions"]
+        if self.captions_per_image is not None:
+            order = torch.randperm(len(captions))[: self.captions_per_image].tolist()
+            captions = [captions[i] for i in order]
+        return {"image": random_view(image) if self.augment else image, "captions": captions}
+
+
+class CaptionCollator:
+    """Items of `CaptionedImages` to a batch: the image once, its captions grouped, unknown words not learned.
+
+    Args:
+        processor: a processor with `suffix`, as BLIP's.
+        max_length: tokens a caption may have.
+    """
+
+    def __init__(self, processor: Any, max_length: int = 32):
+        self.processor, self.max_length = processor, max_length
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = self.processor(
+            images=[item["image"] for item in items],
+            suffix=[item["captions"] for item in items],
+            max_length=self.max_length,
+        )
+        batch["labels"][batch["labels"] == self.processor.tokenizer.unk_token_id] = -100
+        return dict(batch)

@@ -1,0 +1,16 @@
+"""BLIP: Bootstrapping Language-Image Pre-training, https://arxiv.org/abs/2201.12086."""
+
+from hfvlm.registry import register
+
+
+register(
+    model_type="hfvlm_blip",
+    title="BLIP",
+    config=f"{__name__}.configuration_blip:BlipConfig",
+    processor=f"{__name__}.processing_blip:BlipProcessor",
+    heads={
+        "AutoModel": f"{__name__}.modeling_blip:BlipModel",
+        "AutoModelForImageTextToText": f"{__name__}.modeling_blip:BlipForConditionalGeneration",
+    },
+    pipelines={"image-to-text": ("hfvlm.pipelines.image_to_text:ImageToTextPipeline", "AutoModelForImageTextToText")},
+)

@@ -1,0 +1,122 @@
+"""BLIP inputs: squared pixels, and texts that start with the decoder's token."""
+
+from typing import Any
+
+from transformers import BatchFeature
+
+from hfvlm.processing import VlmProcessor
+
+
+class BlipProcessor(VlmProcessor):
+    """Images to pixels, prompts and captions to ids.
+
+    Args:
+        image_processor: a stock one; `BlipImageProcessorPil` is pixel-exact with the original's evaluation.
+        tokenizer: a BERT tokenizer whose `bos_token` starts the decoder ("[DEC]") and whose `sep_token` ends a text.
+        prompt: what every caption starts with; cut off again by `decode`. The original uses "a picture of ".
+    """
+
+    def __init__(self, image_processor, tokenizer, prompt: str = "", **kwargs):
+        super().__init__(image_processor, tokenizer, **kwargs)
+        self.prompt = prompt
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | list[str] | None = None,
+        suffix: str | list[str] | list[list[str]] | None = None,
+        max_length: int | None = None,
+        return_tensors: str = "pt",
+        **images_kwargs: Any,
+    ) -> BatchFeature:
+        """
+        Args:
+            images: one image or several, in any form the image processor takes.
+            text: a prompt, or one an image: what the caption starts with. Left out: the processor's `prompt`.
+            suffix: captions to learn, as PaliGemma's processor calls them: one an image, or a list of captions an
+                image, of one length throughout.
+            max_length: tokens a text may have; longer captions are cut (their end token kept), longer prompts refused.
+            images_kwargs: for the image processor (`size`, `do_resize`, ...).
+
+        Returns:
+            `pixel_values` `[images, channels, h, w]`; with a text `input_ids` and `attention_mask`
+            `[texts, length]` (padded left for prompts, which generation continues); with `suffix` also `labels`,
+            -100 over padding and prompt.
+
+        Raises:
+            ValueError: nothing given; an empty prompt; a prompt over the limit; texts that do not fit the images.
+        """
+        if images is None and text is None and suffix is None:
+            raise ValueError("pass images, text or suffix")
+        data = {}
+        if images is not None:
+            data.update(self.image_processor(images, return_tensors=return_tensors, **images_kwargs))
+        count = len(data["pixel_values"]) if images is not None else None
+        limit = min(max_length or self.tokenizer.model_max_length, self.tokenizer.model_max_length)
+        if suffix is not None:
+            data.update(self._captions(suffix, text, count, limit))
+        elif text is not None or self.prompt:
+            data.update(self._prompts(text, count, limit))
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def _prompt_ids(self, text: str | list[str] | None, count: int | None, limit: int) -> list[list[int]]:
+        """`[DEC]` and the prompt's ids, a row a text (one row for all if there is just one prompt)."""
+        texts = [self.prompt] if text is None else [text] if isinstance(text, str) else list(text)
+        for prompt in texts:
+            if not isinstance(prompt, str):
+                raise TypeError(f"text must be a string or a list of strings, got {type(prompt).__name__}")
+            if text is not None and not prompt.strip():
+                raise ValueError("text is an empty prompt; leave it out to caption without one")
+        rows = [[self.tokenizer.bos_token_id, *self._ids(prompt)] for prompt in texts]
+        for row, prompt in zip(rows, texts, strict=True):
+            if len(row) >= limit:
+                raise ValueError(
+                    f"text has {len(row) - 1} tokens, the prompt may have {limit - 2}: shorten {prompt[:40]!r}..."
+                )
+        if count is not None and len(rows) == 1:
+            rows = rows * count
+        if count is not None and len(rows) % count:
+            raise ValueError(f"text has {len(rows)} prompts for {count} images; give one, or one an image")
+        return rows
+
+    def _prompts(self, text, count, limit) -> dict[str, list]:
+        return self.tokenizer.pad({"input_ids": self._prompt_ids(text, count, limit)}, padding_side="left")
+
+    def _captions(self, suffix, text, count, limit) -> dict[str, list]:
+        captions = [suffix] if isinstance(suffix, str) else list(suffix)
+        if captions and not isinstance(captions[0], str):
+            if len({len(group) for group in captions}) != 1:
+                raise ValueError("suffix must hold the same number of captions for every image")
+            captions = [caption for group in captions for caption in group]
+        if not captions or (count is not None and len(captions) % count):
+            raise ValueError(f"suffix has {len(captions)} captions for {count} images; give as many for each image")
+        prompts = self._prompt_ids(text, None, limit)
+        if len(captions) % len(prompts):
+            raise ValueError(f"text has {len(prompts)} prompts for {len(captions)} captions")
+        share = len(captions) // len(prompts)
+        rows = [
+            [*prompts[i // share], *self._ids(caption)][: limit - 1] + [self.tokenizer.sep_token_id]
+            for i, caption in enumerate(captions)
+        ]
+        batch = self.tokenizer.pad({"input_ids": rows}, padding_side="right")
+        length = len(batch["input_ids"][0])
+        batch["labels"] = [
+            [-100] * len(prompts[i // share]) + row[len(prompts[i // share]) :] + [-100] * (length - len(row))
+            for i, row in enumerate(rows)
+        ]
+        return batch
+
+    def decode(self, token_ids: Any, **kwargs: Any) -> str:
+        """One sequence of ids to text, special tokens left out."""
+        return self.tokenizer.decode(token_ids, **{"skip_special_tokens": True, **kwargs})
+
+    def batch_decode(self, sequences: Any, **kwargs: Any) -> list[str]:
+        """Several sequences of ids to texts, special tokens left out."""
+        return [self.decode(ids, **kwargs) for ids in sequences]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["pixel_values", "input_ids", "attention_mask"]

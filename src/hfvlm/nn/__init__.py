@@ -1,0 +1,1 @@
+"""Parts that every tower and architecture is made of; torch only."""

@@ -1,0 +1,194 @@
+"""Multi-head attention: one sequence attending to itself, or to a memory that several sequences share.
+
+Every attention of hfvlm goes through transformers' attention interface (`sdpa` unless the config asks for another),
+and `attend` is the one place that picks the kernel.
+"""
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, EncoderDecoderCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+# On CPU, scaled_dot_product_attention loses to two plain matrix products while an image has this many query rows or
+# fewer, and wins above it: measured by examples/benchmarks/attention.py.
+CPU_MATMUL_QUERIES = 8
+
+
+def matmul_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention as two matrix products: the `eager` entry of the interface, and the only one that returns weights.
+
+    Args:
+        query: `[batch, heads, queries, head_dim]`; `key` and `value`: `[batch, heads, keys, head_dim]`.
+        attention_mask: additive or boolean (True: may attend), broadcastable to `[batch, heads, queries, keys]`.
+
+    Returns:
+        context `[batch, queries, heads, head_dim]`, weights `[batch, heads, queries, keys]`.
+    """
+    scores = torch.matmul(query * (scaling if scaling is not None else query.shape[-1] ** -0.5), key.transpose(2, 3))
+    if attention_mask is not None:
+        if attention_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+        else:
+            scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Runs the attention function that the config names; on CPU, few queries take the matrix products instead.
+
+    Shapes as in `matmul_attention`; weights are None unless the implementation returns them.
+    """
+    implementation = module.config._attn_implementation
+    if (
+        implementation == "sdpa"
+        and query.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and query.shape[2] <= CPU_MATMUL_QUERIES
+        and (query.shape[2] == 1 or not module.is_causal or attention_mask is not None)
+    ):
+        implementation = "eager"
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, matmul_attention)
+    return function(
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        dropout=dropout if module.training else 0.0,
+        scaling=module.scaling,
+        **kwargs,
+    )
+
+
+class _MultiHead(nn.Module):
+    """What both kinds of attention share: heads, the output projection, and what the attention interface reads."""
+
+    num_key_value_groups = 1
+
+    def __init__(self, config, dim: int, num_heads: int, dropout: float, causal: bool, layer_idx: int | None):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"hidden_size ({dim}) must be a multiple of num_attention_heads ({num_heads})")
+        self.config = config
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.dropout = dropout
+        self.is_causal = causal
+        self.layer_idx = layer_idx
+        self.proj = nn.Linear(dim, dim)
+
+    def split(self, projected: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
+        """`[batch, length, parts * dim]` -> `parts` tensors `[batch, heads, length, head_dim]`, without a copy."""
+        batch, length, _ = projected.shape
+        return projected.view(batch, length, parts, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+class SelfAttention(_MultiHead):
+    """A sequence attends to itself; query, key and value come from one matrix product (`qkv`).
+
+    Args:
+        config: the tower's config; its `_attn_implementation` names the attention function.
+        causal: each token sees only itself and the ones before it (the caller's mask adds padding).
+        layer_idx: this layer's slot in a key/value cache.
+    """
+
+    def __init__(self, config, dim, num_heads, *, bias=True, dropout=0.0, causal=False, layer_idx=None):
+        super().__init__(config, dim, num_heads, dropout, causal, layer_idx)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`hidden_states` `[batch, length, dim]` -> the same shape, and the weights if the implementation has them."""
+        query, key, value = self.split(self.qkv(hidden_states), 3)
+        if past_key_values is not None:
+            if isinstance(past_key_values, EncoderDecoderCache):
+                past_key_values = past_key_values.self_attention_cache
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        context, weights = attend(self, query, key, value, attention_mask, self.dropout, **kwargs)
+        return self.proj(context.reshape(hidden_states.shape)), weights
+
+
+class CrossAttention(_MultiHead):
+    """Sequences attend to a memory (an image's tokens); `g` sequences may share one memory.
+
+    With `hidden_states` of batch `n * g` and a memory of batch `n`, rows `i * g ... i * g + g - 1` read memory `i`:
+    the beams, sampled captions or candidate answers of one image. The memory's keys and values are projected once,
+    kept once in the cross half of the cache, and never repeated: the `g` query sets become one set of `g * length`
+    queries against them.
+
+    Args:
+        memory_dim: width of the memory's tokens.
+    """
+
+    def __init__(self, config, dim, num_heads, *, memory_dim, bias=True, dropout=0.0, layer_idx=None):
+        super().__init__(config, dim, num_heads, dropout, False, layer_idx)
+        self.q = nn.Linear(dim, dim, bias=bias)
+        self.kv = nn.Linear(memory_dim, 2 * dim, bias=bias)
+
+    def keys_and_values(
+        self, memory: torch.Tensor | None, past_key_values: Cache | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The memory's keys and values `[n, heads, tokens, head_dim]`: from the cache if they are in it."""
+        cached = isinstance(past_key_values, EncoderDecoderCache)
+        if cached and past_key_values.is_updated.get(self.layer_idx):
+            layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
+            return layer.keys, layer.values
+        key, value = self.split(self.kv(memory), 2)
+        if cached:
+            key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
+            past_key_values.is_updated[self.layer_idx] = True
+        return key, value
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        memory: torch.Tensor | None,
+        memory_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            hidden_states: `[n * g, length, dim]`.
+            memory: `[n, tokens, memory_dim]`; may be None once the cache holds its keys and values.
+            memory_mask: as `attend` takes it, `[n, 1, 1, tokens]`.
+
+        Returns:
+            `[n * g, length, dim]`, and the weights `[n * g, heads, length, tokens]` if the implementation has them.
+        """
+        rows, length, dim = hidden_states.shape
+        key, value = self.keys_and_values(memory, past_key_values)
+        n = key.shape[0]
+        if rows % n:
+            raise ValueError(f"{rows} text rows cannot be shared evenly among {n} images: input_ids needs a multiple")
+        query = self.q(hidden_states).view(n, rows // n * length, self.num_heads, self.head_dim).transpose(1, 2)
+        context, weights = attend(self, query, key, value, memory_mask, self.dropout, **kwargs)
+        if weights is not None:
+            weights = weights.unflatten(2, (rows // n, length)).transpose(1, 2).flatten(0, 1)
+        return self.proj(context.reshape(rows, length, dim)), weights
