@@ -150,7 +150,7 @@ def start_text(tower: nn.Module, weights: dict[str, torch.Tensor], layers: list[
 
 
 class CachedTower(nn.Module):
-    """Stands in for the image tower in the first stage: its `pixel_values` are maps from before the last convolution."""
+    """The image tower in the first stage: its `pixel_values` are maps from before the last convolution."""
 
     def __init__(self, tower: nn.Module):
         super().__init__()

@@ -17,6 +17,26 @@ VARIANTS = {
             "num_attention_heads": 16,
         }
     },
+    "tiny": {  # for tests
+        "vision_config": {
+            "hidden_size": 40,
+            "intermediate_size": 80,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+        "text_config": {
+            "vocab_size": 64,
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 40,
+            "bos_token_id": 5,
+            "eos_token_id": 3,
+        },
+    },
 }
 
 
