@@ -133,8 +133,12 @@ class BertTower(VlmPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         tokens = input_ids if inputs_embeds is None else inputs_embeds
+        if tokens.ndim != (2 if inputs_embeds is None else 3):
+            raise ValueError(f"input_ids must have shape [batch, length], got {list(tokens.shape)}")
         length = tokens.shape[1]
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if isinstance(past, int) and not torch.compiler.is_compiling():  # a static cache's count is on the device
+            self._check_length(attention_mask, past + length)
         if position_ids is None:
             position_ids = self.positions(attention_mask, past, length, tokens.device)
         hidden_states = self.embeddings(position_ids, input_ids, inputs_embeds, token_type_ids)
@@ -164,12 +168,26 @@ class BertTower(VlmPreTrainedModel):
             last_hidden_state=hidden_states, past_key_values=past_key_values
         )
 
+    def _check_length(self, attention_mask: torch.Tensor | None, length: int) -> None:
+        """Refuses a mask that does not fit the `length` tokens so far, and texts beyond the position table."""
+        limit, longest = self.config.max_position_embeddings, length
+        if attention_mask is not None and attention_mask.ndim == 2:
+            if attention_mask.shape[1] != length:
+                raise ValueError(f"attention_mask {list(attention_mask.shape)} must cover the {length} tokens so far")
+            if length > limit:  # padding takes no position
+                longest = int(attention_mask.sum(-1).max())
+        if longest > limit:
+            raise ValueError(
+                f"the text has {longest} tokens, this model reads {limit} (max_position_embeddings): shorten input_ids, "
+                "or ask for fewer new tokens"
+            )
+
     def positions(
         self, attention_mask: torch.Tensor | None, past: int, length: int, device: torch.device
     ) -> torch.Tensor:
         """Each token's number in its text, `[batch or 1, length]`: padding, left or right, does not count."""
         if attention_mask is None or attention_mask.ndim != 2:
-            positions = torch.arange(past, past + length, device=device)[None]
+            positions = (torch.arange(length, device=device) + past)[None]
         else:
             positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
         return positions

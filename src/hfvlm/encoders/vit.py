@@ -75,7 +75,7 @@ class VitTower(VlmPreTrainedModel):
         check_pixels(pixel_values, config.num_channels, None if interpolate_pos_encoding else config.image_size)
         grid = (pixel_values.shape[2] // config.patch_size, pixel_values.shape[3] // config.patch_size)
         hidden_states = self.patch_embed(pixel_values.to(self.dtype))
-        hidden_states = torch.cat([self.cls_token.expand(len(hidden_states), -1, -1), hidden_states], dim=1)
+        hidden_states = torch.cat([self.cls_token.expand(hidden_states.shape[0], -1, -1), hidden_states], dim=1)
         positions = self.position_embedding
         if interpolate_pos_encoding:
             positions = resize_positions(positions, grid)

@@ -44,6 +44,10 @@ def check_pixels(pixel_values: torch.Tensor, channels: int, image_size: int | No
         channels: what the tower was built for.
         image_size: height and width wanted; None: any.
     """
+    if not isinstance(pixel_values, torch.Tensor):
+        raise TypeError(
+            f"pixel_values must be a tensor, got {type(pixel_values).__name__}; the processor makes them of images"
+        )
     if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
         raise ValueError(
             f"pixel_values must have shape [batch, {channels}, height, width], got {list(pixel_values.shape)}; "

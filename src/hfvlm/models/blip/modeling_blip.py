@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, Seq2SeqModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from hfvlm.encoders.bert import BertLmHead, BertTower
 from hfvlm.encoders.efficientnet import EfficientNetTower
@@ -58,6 +59,7 @@ class BlipCaptioningTowers(BlipPreTrainedModel):
         """`last_hidden_state` `[images, tokens, width]` and `pooler_output` `[images, width]` of the image tower."""
         return self.vision_model(pixel_values, **kwargs)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.FloatTensor | None = None,
@@ -65,6 +67,7 @@ class BlipCaptioningTowers(BlipPreTrainedModel):
         attention_mask: torch.LongTensor | None = None,
         encoder_outputs: BaseModelOutputWithPooling | tuple | None = None,
         past_key_values: EncoderDecoderCache | None = None,
+        position_ids: torch.LongTensor | None = None,
         interpolate_pos_encoding: bool = False,
         use_cache: bool = False,
         **kwargs,
@@ -75,6 +78,7 @@ class BlipCaptioningTowers(BlipPreTrainedModel):
             input_ids: `[images * g, length]`: `g` texts an image, an image's texts together, each starting with the
                 decoder's start token. Left out: the start token alone.
             attention_mask: `[images * g, past + length]`.
+            position_ids: `[images * g, length]`; left out: counted from the mask.
             use_cache: return `past_key_values` to continue from.
 
         Returns:
@@ -89,7 +93,7 @@ class BlipCaptioningTowers(BlipPreTrainedModel):
             )
         image_embeds = encoder_outputs[0]
         if input_ids is None:
-            input_ids = torch.full((len(image_embeds), 1), text.bos_token_id, device=image_embeds.device)
+            input_ids = torch.full((image_embeds.shape[0], 1), text.bos_token_id, device=image_embeds.device)
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(config=text), DynamicCache(config=text))
         outputs = self.text_decoder(
@@ -97,6 +101,7 @@ class BlipCaptioningTowers(BlipPreTrainedModel):
             attention_mask=attention_mask,
             encoder_hidden_states=image_embeds,
             past_key_values=past_key_values,
+            position_ids=position_ids,
             **kwargs,
         )
         return Seq2SeqModelOutput(
@@ -154,6 +159,7 @@ class BlipForConditionalGeneration(ImageGenerationMixin, BlipCaptioningTowers):
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.lm_head.decoder = value
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.FloatTensor | None = None,
@@ -190,6 +196,7 @@ class BlipForConditionalGeneration(ImageGenerationMixin, BlipCaptioningTowers):
             past_key_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
             use_cache=use_cache and labels is None,
+            return_dict=True,
             **kwargs,
         )
         logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
