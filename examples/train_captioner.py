@@ -35,9 +35,14 @@ def clean(caption: str) -> str:
     return re.sub(r"\s+", " ", caption).strip().rstrip(" .")
 
 
-def load_rows(data: Path, split: str) -> list[dict]:
+def load_rows(data: Path, split: str, max_words: int) -> list[dict]:
+    """Five captions an image, those of at most `max_words` words: long ones make every batch wide for a few."""
     rows = read_captions(data / "captions.jsonl", split)
-    return [{**row, "captions": [clean(c) for c in row["captions"] if clean(c)][:5]} for row in rows]
+    for row in rows:
+        captions = sorted((clean(c) for c in row["captions"] if clean(c)), key=lambda c: len(c.split()))
+        short = [c for c in captions if len(c.split()) <= max_words] or captions[:1]
+        row["captions"] = (short * 5)[:5]
+    return rows
 
 
 def build_processor(rows: list[dict], minilm: Path, recipe: dict) -> tuple[BlipProcessor, list[int]]:
@@ -225,6 +230,7 @@ def train(model, dataset, evaluation, collator, stage: dict, output: Path) -> No
         warmup_steps=stage["warmup_ratio"],
         lr_scheduler_type="cosine",
         bf16=stage.get("bf16", True),
+        use_cpu=not torch.cuda.is_available(),
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=2,
@@ -253,7 +259,8 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
 
-    rows, held_out = load_rows(args.data, "train"), load_rows(args.data, "val")
+    max_words = recipe["vocabulary"]["max_words"]
+    rows, held_out = load_rows(args.data, "train", max_words), load_rows(args.data, "val", max_words)
     processor, old_ids = build_processor(rows, args.minilm, recipe)
     model = build_model(processor, old_ids, args, recipe)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} words", flush=True)

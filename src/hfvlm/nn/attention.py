@@ -10,9 +10,9 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
-# On CPU, scaled_dot_product_attention loses to two plain matrix products while an image has this many query rows or
-# fewer, and wins above it: measured by examples/benchmarks/attention.py.
-CPU_MATMUL_QUERIES = 8
+# On CPU, scaled_dot_product_attention loses to two plain matrix products up to this many query rows a memory, and wins
+# above (examples/benchmarks/attention.py prints the table).
+CPU_MATMUL_QUERIES = {torch.float32: 3, torch.bfloat16: 32}
 
 
 def matmul_attention(
@@ -63,7 +63,7 @@ def attend(
         implementation == "sdpa"
         and query.device.type == "cpu"
         and not torch.compiler.is_compiling()
-        and query.shape[2] <= CPU_MATMUL_QUERIES
+        and query.shape[2] <= CPU_MATMUL_QUERIES.get(query.dtype, 0)
         and (query.shape[2] == 1 or not module.is_causal or attention_mask is not None)
     ):
         implementation = "eager"
