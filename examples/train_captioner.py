@@ -22,6 +22,8 @@ from torch.utils.data import Dataset
 from transformers import BertTokenizer, BlipImageProcessorPil, Trainer, TrainingArguments
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from self_critical import CiderReward, SelfCriticalTrainer
+
 from hfvlm import BlipConfig, BlipForConditionalGeneration, BlipProcessor
 from hfvlm.data.captions import CaptionCollator, CaptionedImages, random_view, read_captions
 
@@ -182,7 +184,7 @@ class CachedMaps(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         view = torch.randint(len(self.maps), ()).item()
-        return {"image": self.maps[view, index], "captions": self.rows[index]["captions"]}
+        return {"image": self.maps[view, index], "captions": self.rows[index]["captions"], "index": index}
 
 
 class MapCollator(CaptionCollator):
@@ -193,6 +195,14 @@ class MapCollator(CaptionCollator):
         batch = self.processor(suffix=[item["captions"] for item in items], max_length=self.max_length)
         batch["labels"][batch["labels"] == self.processor.tokenizer.unk_token_id] = -100
         return {"pixel_values": maps, **batch}
+
+
+class IndexCollator:
+    """Cached maps and the images' numbers, for training on the model's own captions."""
+
+    def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
+        maps = torch.stack([item["image"] for item in items])
+        return {"pixel_values": maps, "index": torch.tensor([item["index"] for item in items])}
 
 
 @torch.inference_mode()
@@ -218,7 +228,7 @@ def cache_maps(tower: nn.Module, processor: BlipProcessor, rows: list[dict], vie
     return out
 
 
-def train(model, dataset, evaluation, collator, stage: dict, output: Path) -> None:
+def train(model, dataset, evaluation, collator, stage: dict, output: Path, trainer_class=Trainer, **kwargs) -> None:
     """One stage with the stock Trainer; resumes from its last checkpoint if there is one."""
     arguments = TrainingArguments(
         output_dir=str(output),
@@ -231,7 +241,7 @@ def train(model, dataset, evaluation, collator, stage: dict, output: Path) -> No
         lr_scheduler_type="cosine",
         bf16=stage.get("bf16", True),
         use_cpu=not torch.cuda.is_available(),
-        eval_strategy="epoch",
+        eval_strategy="epoch" if evaluation is not None else "no",
         save_strategy="epoch",
         save_total_limit=2,
         logging_steps=20,
@@ -241,8 +251,8 @@ def train(model, dataset, evaluation, collator, stage: dict, output: Path) -> No
         report_to=[],
         seed=0,
     )
-    trainer = Trainer(
-        model=model, args=arguments, train_dataset=dataset, eval_dataset=evaluation, data_collator=collator
+    trainer = trainer_class(
+        model=model, args=arguments, train_dataset=dataset, eval_dataset=evaluation, data_collator=collator, **kwargs
     )
     trainer.train(resume_from_checkpoint=any(output.glob("checkpoint-*")) or None)
 
@@ -275,15 +285,40 @@ def main() -> None:
         model, CachedMaps(maps, rows), CachedMaps(held_out_maps, held_out), collator, stage, args.output / "features"
     )
     model.vision_model = tower
-    model.save_pretrained(args.output / "stage1")
-    processor.save_pretrained(args.output / "stage1")
+    save(model, processor, args.output / "stage1")
 
     stage = recipe["stages"]["end_to_end"]
     collator = CaptionCollator(processor, max_length)
     dataset, evaluation = CaptionedImages(rows, augment=True), CaptionedImages(held_out)
     train(model, dataset, evaluation, collator, stage, args.output / "end_to_end")
-    model.save_pretrained(args.output / "model")
-    processor.save_pretrained(args.output / "model")
+    save(model, processor, args.output / "stage2")
+
+    stage = recipe["stages"]["reward"]
+    maps = cache_maps(tower, processor, rows, stage["views"], args.output / "tuned_maps.pt")
+    model.vision_model = CachedTower(tower)
+    end = processor.tokenizer.sep_token_id
+    references = [
+        [[*processor.tokenizer(caption, add_special_tokens=False)["input_ids"], end] for caption in row["captions"]]
+        for row in rows
+    ]
+    train(
+        model,
+        CachedMaps(maps, rows),
+        None,
+        IndexCollator(),
+        stage,
+        args.output / "reward",
+        SelfCriticalTrainer,
+        reward=CiderReward(references),
+        samples=stage["samples"],
+    )
+    model.vision_model = tower
+    save(model, processor, args.output / "model")
+
+
+def save(model: BlipForConditionalGeneration, processor: BlipProcessor, folder: Path) -> None:
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 if __name__ == "__main__":
