@@ -16,13 +16,12 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from self_critical import CiderReward, SelfCriticalTrainer
 from tokenizers import Tokenizer
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import BertTokenizer, BlipImageProcessorPil, Trainer, TrainingArguments
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-from self_critical import CiderReward, SelfCriticalTrainer
 
 from hfvlm import BlipConfig, BlipForConditionalGeneration, BlipProcessor
 from hfvlm.data.captions import CaptionCollator, CaptionedImages, random_view, read_captions
