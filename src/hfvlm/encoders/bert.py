@@ -178,8 +178,8 @@ class BertTower(VlmPreTrainedModel):
                 longest = int(attention_mask.sum(-1).max())
         if longest > limit:
             raise ValueError(
-                f"the text has {longest} tokens, this model reads {limit} (max_position_embeddings): shorten input_ids, "
-                "or ask for fewer new tokens"
+                f"the text has {longest} tokens, this model reads {limit} (max_position_embeddings): shorten "
+                "input_ids, or ask for fewer new tokens"
             )
 
     def positions(

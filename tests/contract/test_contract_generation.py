@@ -1,0 +1,198 @@
+"""What every head that writes text promises: stock `generate()`, the image read once, every way to the same ids."""
+
+import pytest
+import torch
+from contract.heads import ENCODER_DECODERS, GENERATIVE, tiny_batch
+from tiny import tiny_model, tiny_tokenizer
+from transformers import GenerationMixin, TextIteratorStreamer
+from transformers.cache_utils import EncoderDecoderCache
+
+from hfvlm.generation import ImageGenerationMixin
+from hfvlm.nn.attention import CrossAttention
+
+
+pytestmark = pytest.mark.contract
+every_writer = pytest.mark.parametrize(("model_type", "auto_class"), GENERATIVE)
+every_encoder_decoder = pytest.mark.parametrize(("model_type", "auto_class"), ENCODER_DECODERS)
+strategies = pytest.mark.parametrize("beams", [1, 3])
+
+LENGTH = {"max_new_tokens": 10, "min_new_tokens": 10}
+
+
+def images(model: torch.nn.Module, count: int = 2) -> torch.Tensor:
+    return tiny_batch(model, images=count)["pixel_values"]
+
+
+def padded_prompts(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+    """Prompts of 4, 3 and 1 tokens, padded on the left to one batch, and each alone."""
+    ids = tiny_batch(model, images=3)["input_ids"]
+    alone = [ids[i : i + 1, :length] for i, length in enumerate((4, 3, 1))]
+    rows = [torch.nn.functional.pad(row, (4 - row.shape[1], 0)) for row in alone]
+    masks = [torch.nn.functional.pad(torch.ones_like(row), (4 - row.shape[1], 0)) for row in alone]
+    return {"input_ids": torch.cat(rows), "attention_mask": torch.cat(masks)}, alone
+
+
+@every_writer
+def test_generate_is_the_stock_one(model_type, auto_class):
+    assert type(tiny_model(model_type, auto_class)).generate is GenerationMixin.generate
+
+
+@every_writer
+def test_greedy_ids_are_the_best_of_the_logits(model_type, auto_class):
+    model = tiny_model(model_type, auto_class)
+    pixel_values = images(model)
+    ids = model.generate(pixel_values=pixel_values, max_new_tokens=10)
+    logits = model(pixel_values=pixel_values, input_ids=ids).logits[:, :-1]
+    written = ids[:, 1:] != model.generation_config.pad_token_id
+    assert (ids[:, 0] == model.config.text_config.bos_token_id).all()
+    assert torch.equal(logits.argmax(-1)[written], ids[:, 1:][written])
+
+
+@every_writer
+@strategies
+def test_eager_equals_sdpa(model_type, auto_class, beams):
+    model = tiny_model(model_type, auto_class)
+    sdpa = model.generate(pixel_values=images(model), num_beams=beams, **LENGTH)
+    model.set_attn_implementation("eager")
+    assert torch.equal(model.generate(pixel_values=images(model), num_beams=beams, **LENGTH), sdpa)
+
+
+@every_writer
+@strategies
+def test_every_cache_writes_the_same(model_type, auto_class, beams):
+    model = tiny_model(model_type, auto_class)
+    options = {"pixel_values": images(model), "num_beams": beams, **LENGTH}
+    ids = model.generate(**options)
+    assert torch.equal(model.generate(**options, use_cache=False), ids)
+    assert torch.equal(model.generate(**options, cache_implementation="static"), ids)
+
+
+@every_writer
+@strategies
+def test_a_batch_writes_what_each_image_gets_alone(model_type, auto_class, beams):
+    model = tiny_model(model_type, auto_class)
+    pixel_values = images(model, 3)
+    ids = model.generate(pixel_values=pixel_values, num_beams=beams, **LENGTH)
+    alone = [model.generate(pixel_values=image[None], num_beams=beams, **LENGTH) for image in pixel_values]
+    assert torch.equal(ids, torch.cat(alone))
+
+
+@every_writer
+@strategies
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_padded_prompts_are_continued_as_each_alone(model_type, auto_class, beams, cache):
+    model = tiny_model(model_type, auto_class)
+    pixel_values = images(model, 3)
+    prompts, alone = padded_prompts(model)
+    options = {"num_beams": beams, "cache_implementation": cache, **LENGTH}
+    ids = model.generate(pixel_values=pixel_values, **prompts, **options)
+    assert torch.equal(ids[:, :4], prompts["input_ids"])
+    for i, row in enumerate(alone):
+        expected = model.generate(pixel_values=pixel_values[i : i + 1], input_ids=row, **options)
+        assert torch.equal(ids[i, 4:], expected[0, row.shape[1] :]), i
+
+
+@every_encoder_decoder
+@strategies
+def test_several_prompts_an_image_are_continued_as_with_the_image_repeated(model_type, auto_class, beams):
+    model = tiny_model(model_type, auto_class)
+    pixel_values = images(model, 2)
+    prompts = tiny_batch(model, images=2, texts=3)["input_ids"][:, :3]
+    ids = model.generate(pixel_values=pixel_values, input_ids=prompts, num_beams=beams, **LENGTH)
+    repeated = pixel_values.repeat_interleave(3, dim=0)
+    assert torch.equal(ids, model.generate(pixel_values=repeated, input_ids=prompts, num_beams=beams, **LENGTH))
+
+
+@every_encoder_decoder
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3}])
+def test_the_image_is_encoded_and_projected_once(model_type, auto_class, options):
+    model = tiny_model(model_type, auto_class)
+    encoded, projected = [], []
+    model.get_encoder().register_forward_hook(lambda *_: encoded.append(1))
+    layers = [module for module in model.modules() if isinstance(module, CrossAttention)]
+    for layer in layers:
+        layer.kv.register_forward_hook(lambda _, inputs, __: projected.append(len(inputs[0])))
+    outputs = model.generate(pixel_values=images(model), return_dict_in_generate=True, **options, **LENGTH)
+    assert len(encoded) == 1
+    assert projected == [2] * len(layers)  # once a layer, of the two images
+    cache = outputs.past_key_values
+    assert isinstance(cache, EncoderDecoderCache)
+    for mine, cross in zip(cache.self_attention_cache.layers, cache.cross_attention_cache.layers, strict=True):
+        assert cross.keys.shape[0] == cross.values.shape[0] == 2
+        assert mine.keys.shape[0] == 2 * max(options.values(), key=int, default=1)
+
+
+@every_encoder_decoder
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}])
+def test_shared_images_write_what_repeated_ones_do(model_type, auto_class, options, monkeypatch):
+    """The stock way, which repeats the encoder's output and reorders the image's keys with the beams, as reference."""
+    model = tiny_model(model_type, auto_class)
+    shared = model.generate(pixel_values=images(model), **options, **LENGTH)
+    monkeypatch.delattr(ImageGenerationMixin, "_expand_inputs_for_generation")
+    monkeypatch.delattr(ImageGenerationMixin, "_reorder_cache")
+    assert torch.equal(model.generate(pixel_values=images(model), **options, **LENGTH), shared)
+
+
+@every_writer
+def test_several_sequences_an_image(model_type, auto_class):
+    model = tiny_model(model_type, auto_class)
+    pixel_values = images(model)
+    best = model.generate(pixel_values=pixel_values, num_beams=4, **LENGTH)
+    several = model.generate(pixel_values=pixel_values, num_beams=4, num_return_sequences=3, **LENGTH)
+    assert several.shape == (6, 11)
+    assert torch.equal(several[::3], best)
+    assert len({tuple(row) for row in several[:3].tolist()}) == 3
+
+
+@every_writer
+def test_sampling_is_reproducible_and_varied(model_type, auto_class):
+    model = tiny_model(model_type, auto_class)
+
+    def sample(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return model.generate(pixel_values=images(model), do_sample=True, num_return_sequences=3, **LENGTH)
+
+    assert torch.equal(sample(0), sample(0))
+    assert not torch.equal(sample(0), sample(1))
+    assert len({tuple(row) for row in sample(0).tolist()}) > 3
+
+
+@every_writer
+def test_text_streams_out(model_type, auto_class):
+    model = tiny_model(model_type, auto_class)
+    tokenizer = tiny_tokenizer(model.config.text_config.vocab_size)
+    streamer = TextIteratorStreamer(tokenizer, timeout=10)
+    ids = model.generate(pixel_values=images(model, 1), streamer=streamer, **LENGTH)
+    chunks = list(streamer)
+    assert len(chunks) > 5
+    assert "".join(chunks).strip() == tokenizer.decode(ids[0]).strip()
+
+
+@every_writer
+def test_a_draft_model_changes_nothing_but_the_speed(model_type, auto_class):
+    model, draft = tiny_model(model_type, auto_class), tiny_model(model_type, auto_class, seed=1)
+    options = {"pixel_values": images(model, 1), **LENGTH}
+    ids = model.generate(**options)
+    for helper in (draft, model):
+        assert torch.equal(model.generate(**options, assistant_model=helper), ids)
+    assert torch.equal(model.generate(**options, prompt_lookup_num_tokens=2), ids)
+
+
+@every_encoder_decoder
+def test_encoded_images_can_be_given(model_type, auto_class):
+    model = tiny_model(model_type, auto_class)
+    pixel_values = images(model)
+    encoded = model.get_encoder()(pixel_values)
+    expected = model.generate(pixel_values=pixel_values, num_beams=3, **LENGTH)
+    assert torch.equal(model.generate(encoder_outputs=encoded, num_beams=3, **LENGTH), expected)
+
+
+@every_writer
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_generates(model_type, auto_class, dtype):
+    model = tiny_model(model_type, auto_class).to(dtype)
+    outputs = model.generate(
+        pixel_values=images(model), num_beams=2, return_dict_in_generate=True, output_scores=True, **LENGTH
+    )
+    assert outputs.sequences.shape == (2, 11)
+    assert outputs.sequences_scores.isfinite().all()
