@@ -1,27 +1,31 @@
 """The base of every hfvlm processor."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 from transformers import ProcessorMixin
 
-from hfvlm.modeling import save_code
+from hfvlm.saving import SavesCode, edit_json
 
 
-class VlmProcessor(ProcessorMixin):
-    """`ProcessorMixin` whose folder loads anywhere: it is found by the model's config, or by its own code."""
+class VlmProcessor(SavesCode, ProcessorMixin):
+    """`ProcessorMixin` whose folder loads anywhere: by its own name where hfvlm is imported, else by its own code."""
 
     def to_dict(self) -> dict[str, Any]:
-        # transformers looks `processor_class` up among its own classes first, where some of our names exist too
-        return {key: value for key, value in super().to_dict().items() if key != "processor_class"}
+        # transformers looks `processor_class` up among its own classes first, where some of our names exist too; the
+        # registry announces ours as "hfvlm.Name". Classes of others are found by the model's config.
+        fields = super().to_dict()
+        name = fields.pop("processor_class")
+        package = __name__.rpartition(".")[0]  # in a saved folder, its own
+        if type(self).__module__.startswith(f"{package}."):
+            fields["processor_class"] = f"hfvlm.{name}"
+        return fields
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> Any:
-        saved = super().save_pretrained(save_directory, **kwargs)
-        path = Path(save_directory) / "tokenizer_config.json"  # names the class too: see `to_dict`
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        fields.pop("processor_class", None)
-        path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        save_code(self, save_directory)
-        return saved
+    def _save_code(self, folder: Path) -> None:
+        # transformers has written the same name into the tokenizer's configuration, and left it in the tokenizer
+        for name in self.get_attributes():
+            if name == "tokenizer" or name.endswith("_tokenizer"):
+                getattr(self, name)._set_processor_class(None)
+        if (folder / "tokenizer_config.json").is_file():
+            edit_json(folder / "tokenizer_config.json", {"processor_class": None})
+        super()._save_code(folder)

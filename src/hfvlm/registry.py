@@ -109,22 +109,29 @@ def find(name: str) -> Architecture:
         near = difflib.get_close_matches(name, rows, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"unknown architecture {name!r}{hint} Known: {', '.join(sorted(r.name for r in rows.values()))}"
+            f"unknown architecture {name!r}{hint} Known: {', '.join(sorted(r.name for r in ARCHITECTURES.values()))}"
         )
     return rows[name]
 
 
 class LazyClass:
-    """Stands in an Auto class's table for a class that is not imported yet, and becomes it on first use."""
+    """Stands in an Auto class's table for a class that is not imported yet, and becomes it on first use.
 
-    def __init__(self, path: str, config: type | None = None):
-        self.__module__, self.__name__ = path.split(":")
-        self.__qualname__ = self.__name__
+    Args:
+        path: "module:Class".
+        config: what the class has as `config_class`.
+        name: what the table may look it up by; by default its own.
+    """
+
+    def __init__(self, path: str, config: type | None = None, name: str | None = None):
+        self._path = path
+        self.__module__, self.__qualname__ = path.split(":")
+        self.__name__ = name or self.__qualname__
         if config is not None:
             self.config_class = config
 
     def _load(self) -> type:
-        return load(f"{self.__module__}:{self.__name__}")
+        return load(self._path)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -135,7 +142,7 @@ class LazyClass:
         return self._load()(*args, **kwargs)
 
     def __repr__(self) -> str:
-        return f"<class '{self.__module__}.{self.__name__}', not loaded yet>"
+        return f"<class '{self._path}', not loaded yet>"
 
 
 def _announce_config(module: ModuleType, row: Architecture) -> None:
@@ -151,7 +158,10 @@ def _announce_heads(module: ModuleType, row: Architecture) -> None:
 
 def _announce_processor(module: ModuleType, row: Architecture) -> None:
     if row.processor:
-        module.AutoProcessor.register(load(row.config), LazyClass(row.processor), exist_ok=True)
+        path = row.processor
+        # as `VlmProcessor` calls it in processor_config.json: several bare names are transformers' own
+        name = f"hfvlm.{path.split(':')[1]}" if path.startswith("hfvlm.") else None
+        module.AutoProcessor.register(load(row.config), LazyClass(path, name=name), exist_ok=True)
 
 
 # what to do with each row once the module is there
