@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from hfvlm.hub.card import write_card
 from hfvlm.registry import ARCHITECTURES, Architecture
 from hfvlm.saving import edit_json, write_code
 from hfvlm.version import __version__
@@ -59,8 +60,6 @@ def write_bundle(saved: Any, save_directory: Path) -> None:
             config,
             {"auto_map": {"AutoConfig": _reference(row.config), **heads}, "custom_pipelines": tasks or None},
         )
-        from hfvlm.hub.card import write_card  # here: the card names things of the row
-
         write_card(saved, row, save_directory)
     else:
         edit_json(processor, {"auto_map": {"AutoProcessor": _reference(row.processor)}})
