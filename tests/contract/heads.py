@@ -31,7 +31,7 @@ def tiny_batch(
 ) -> dict[str, torch.Tensor]:
     """Random pixels and ids that a tiny model takes: `texts` texts an image, all of `length` tokens.
 
-    12 tokens are more than the few queries for which attention on CPU leaves sdpa (`CPU_MATMUL_QUERIES`).
+    12 tokens are more than the few queries for which fp32 attention on CPU leaves sdpa (`CPU_MATMUL_QUERIES`).
     """
     vision, text = model.config.vision_config, model.config.text_config
     generator = torch.Generator().manual_seed(seed)

@@ -1,0 +1,158 @@
+"""EfficientNet towers: the published geometry, TensorFlow's padding, and what training mode may touch."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from hfvlm.encoders.configuration import EfficientNetTowerConfig
+from hfvlm.encoders.efficientnet import EfficientNetTower, SamePadConv, convolution, scale_channels
+from hfvlm.models.blip.configuration_blip import BlipConfig
+from hfvlm.models.blip.modeling_blip import BlipForConditionalGeneration
+
+
+def tower(**kwargs) -> EfficientNetTower:
+    """The narrowest network that still has all seven stages."""
+    torch.manual_seed(0)
+    fields = {"width_coefficient": 0.25, "image_size": 64, "head_channels": 64, "hidden_size": 16}
+    return EfficientNetTower(EfficientNetTowerConfig(**{**fields, **kwargs})).eval()
+
+
+# width coefficient, depth coefficient, head channels, blocks, millions of parameters without the classifier
+PUBLISHED = {
+    "B0": (1.0, 1.0, 1280, 16, 4.01),
+    "B1": (1.0, 1.1, 1280, 23, 6.51),
+    "B2": (1.1, 1.2, 1408, 23, 7.70),
+    "B3": (1.2, 1.4, 1536, 26, 10.70),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes(name):
+    width, depth, head, blocks, millions = PUBLISHED[name]
+    config = EfficientNetTowerConfig(width_coefficient=width, depth_coefficient=depth, hidden_size=head)
+    with torch.device("meta"):
+        model = EfficientNetTower(config)
+    assert model.head.conv.out_channels == head
+    assert model.proj is None
+    assert len(model.blocks) == blocks
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+def test_lite0_scales_neither_stem_nor_head_and_has_no_squeeze_excite():
+    with torch.device("meta"):
+        model = EfficientNetTower(EfficientNetTowerConfig(lite=True))
+    assert model.stem.conv.out_channels == 32 and model.head.conv.out_channels == 1280
+    assert all(block.squeeze_excite is None for block in model.blocks)
+    assert not any(isinstance(module, nn.SiLU) for module in model.modules())
+    # 4,652,008 with its classifier of 1280 x 1000 + 1000
+    assert sum(p.numel() for p in model.parameters()) == 4_652_008 - 1_281_000
+
+
+@pytest.mark.parametrize(
+    ("channels", "width", "expected"),
+    [(32, 1.0, 32), (32, 1.1, 32), (16, 1.2, 24), (24, 1.1, 24), (40, 1.2, 48), (320, 1.4, 448), (1280, 1.2, 1536)],
+)
+def test_channels_are_rounded_to_eights(channels, width, expected):
+    assert scale_channels(channels, width) == expected
+
+
+def test_channels_never_lose_more_than_a_tenth():
+    for channels in range(8, 400, 8):
+        for width in (0.25, 0.5, 1.0, 1.1, 1.2, 1.4, 1.6, 1.8, 2.0):
+            scaled = scale_channels(channels, width)
+            assert scaled % 8 == 0 and scaled >= max(8, 0.9 * channels * width)
+
+
+@pytest.mark.parametrize("size", [4, 5, 8, 11])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_padding_is_tensorflows_same(size, kernel, stride):
+    """The reference: output `i` is centred so that the padding before is the floor of half of what is missing."""
+    conv = convolution(1, 1, kernel, stride)
+    image = torch.randn(1, 1, size, size + 1)
+    outputs = conv(image)
+    shape = [math.ceil(n / stride) for n in image.shape[2:]]
+    assert list(outputs.shape[2:]) == shape
+    before = [max((o - 1) * stride + kernel - n, 0) // 2 for o, n in zip(shape, image.shape[2:])]
+    expected = torch.zeros(shape)
+    for row in range(shape[0]):
+        for column in range(shape[1]):
+            for y in range(kernel):
+                for x in range(kernel):
+                    at = (row * stride + y - before[0], column * stride + x - before[1])
+                    if 0 <= at[0] < image.shape[2] and 0 <= at[1] < image.shape[3]:
+                        expected[row, column] += conv.weight[0, 0, y, x] * image[0, 0, at[0], at[1]]
+    torch.testing.assert_close(outputs[0, 0], expected, rtol=1e-4, atol=1e-5)
+    assert isinstance(conv, SamePadConv) == (stride == 2)
+
+
+@pytest.mark.parametrize(("size", "tokens"), [((64, 64), 4), ((96, 64), 6), ((65, 33), 6)])
+def test_a_token_every_32_pixels(size, tokens):
+    outputs = tower()(torch.randn(2, 3, *size), interpolate_pos_encoding=True)
+    assert outputs.last_hidden_state.shape == (2, tokens, 16)
+    torch.testing.assert_close(outputs.pooler_output, outputs.last_hidden_state.mean(1))
+
+
+def test_another_size_is_refused_unless_asked_for():
+    with pytest.raises(ValueError, match="pixel_values are 96x64, this model takes 64x64"):
+        tower()(torch.randn(1, 3, 96, 64))
+
+
+def statistics(model: nn.Module) -> list[torch.Tensor]:
+    return [m.running_mean.clone() for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_batch_norm_learns_its_statistics_unless_frozen(frozen):
+    model = tower(freeze_batch_norm=frozen, drop_connect_rate=0.0)
+    before = statistics(model)
+    pixels = torch.randn(2, 3, 64, 64)
+    evaluated = model(pixels).last_hidden_state
+    trained = model.train()(pixels).last_hidden_state
+    assert torch.equal(evaluated, trained) == frozen
+    assert all(torch.equal(old, new) == frozen for old, new in zip(before, statistics(model)))
+
+
+def test_stochastic_depth_drops_whole_branches_in_training_only():
+    model = tower(drop_connect_rate=0.9, freeze_batch_norm=True)
+    pixels = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model(pixels).last_hidden_state, model(pixels).last_hidden_state)
+    assert model.blocks[0].drop == 0.0
+    block = next(block for block in reversed(model.blocks) if block.residual)
+    features = torch.randn(64, block.project.conv.out_channels, 2, 2)
+    branch = block.eval()(features) - features
+    model.train()
+    block.drop = 0.5
+    outputs = block(features)
+    dropped = torch.tensor([torch.equal(output, row) for output, row in zip(outputs, features)])
+    assert 10 < dropped.sum() < 54
+    torch.testing.assert_close(outputs[~dropped], (features + 2 * branch)[~dropped], rtol=1e-4, atol=1e-5)
+
+
+def test_squeeze_excite_gates_channels_by_their_means():
+    block = tower().blocks[5]
+    gate, features = block.squeeze_excite, torch.randn(2, block.squeeze_excite.expand.out_channels, 3, 3)
+    assert gate.reduce.out_channels == block.expand.conv.in_channels // 4  # a quarter of the block's input
+    means = features.mean((2, 3))
+    hidden = nn.functional.silu(nn.functional.linear(means, gate.reduce.weight.flatten(1), gate.reduce.bias))
+    gates = nn.functional.linear(hidden, gate.expand.weight.flatten(1), gate.expand.bias).sigmoid()
+    torch.testing.assert_close(gate(features), features * gates[:, :, None, None])
+
+
+def test_a_captioner_reads_it():
+    config = BlipConfig.variant(
+        "tiny",
+        vision_config={
+            "model_type": "hfvlm_efficientnet_tower",
+            "image_size": 64,
+            "hidden_size": 40,
+            "head_channels": 64,
+            "width_coefficient": 0.25,
+        },
+    )
+    model = BlipForConditionalGeneration(config).eval()
+    assert type(model.vision_model) is EfficientNetTower
+    ids = model.generate(pixel_values=torch.randn(2, 3, 64, 64), num_beams=2, max_new_tokens=5)
+    assert len(ids) == 2
