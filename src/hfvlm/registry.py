@@ -106,8 +106,8 @@ def find(name: str) -> Architecture:
     """
     rows = {row.name: row for row in ARCHITECTURES.values()} | ARCHITECTURES
     if name not in rows:
-        near = difflib.get_close_matches(name, rows, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = difflib.get_close_matches(name.lower(), rows, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(
             f"unknown architecture {name!r}{hint} Known: {', '.join(sorted(r.name for r in ARCHITECTURES.values()))}"
         )

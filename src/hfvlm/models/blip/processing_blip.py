@@ -64,7 +64,7 @@ class BlipProcessor(VlmProcessor):
 
     def _prompt_ids(self, text: str | list[str] | None, count: int | None, limit: int) -> list[list[int]]:
         """`[DEC]` and the prompt's ids, a row a text (one row for all if there is just one prompt)."""
-        texts = [self.prompt] if text is None else [text] if isinstance(text, str) else list(text)
+        texts = [self.prompt] if text is None else list(text) if isinstance(text, (list, tuple)) else [text]
         for prompt in texts:
             if not isinstance(prompt, str):
                 raise TypeError(f"text must be a string or a list of strings, got {type(prompt).__name__}")

@@ -1,0 +1,112 @@
+"""Reading captions, drawing views and captions of an item, and the batch that is made of them."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from tiny import tiny_processor
+
+from hfvlm.data.captions import CaptionCollator, CaptionedImages, random_view, read_captions
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images of one colour each, two to train on."""
+    rows = []
+    for i, (colour, split) in enumerate([("red", "train"), ("blue", "train"), ("green", "test")]):
+        Image.new("RGB", (40, 30), colour).save(tmp_path / f"{i}.png")
+        captions = [f"a {colour} picture", f"{colour} water", "the zebra"]
+        rows.append({"image": f"{i}.png", "captions": captions, "split": split})
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_rows_of_a_split_with_their_paths_resolved(folder):
+    rows = read_captions(folder / "captions.jsonl", "train")
+    assert [row["image"] for row in rows] == [folder / "0.png", folder / "1.png"]
+    assert rows[0]["captions"] == ["a red picture", "red water", "the zebra"]
+    assert len(read_captions(str(folder / "captions.jsonl"))) == 3
+
+
+def test_a_missing_split_names_those_that_are_there(folder):
+    with pytest.raises(ValueError, match="has no row of split 'val'; it has test, train"):
+        read_captions(folder / "captions.jsonl", "val")
+
+
+@pytest.mark.parametrize("line", ["not json", '{"image": "0.png"}', "[]", '{"image": 3, "captions": []}'])
+def test_a_broken_line_is_named(folder, line):
+    path = folder / "captions.jsonl"
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(ValueError, match=r"captions.jsonl:4: not an object with image and captions"):
+        read_captions(path)
+
+
+def test_items_hold_an_rgb_image_and_captions(folder):
+    rows = read_captions(folder / "captions.jsonl")
+    Image.new("L", (8, 8)).save(folder / "0.png")
+    everything = CaptionedImages(rows)
+    assert len(everything) == 3
+    assert everything[0]["image"].mode == "RGB"
+    assert everything[0]["captions"] == rows[0]["captions"]
+    torch.manual_seed(0)
+    two = CaptionedImages(rows, captions_per_image=2)
+    drawn = [tuple(two[0]["captions"]) for _ in range(20)]
+    assert all(len(set(captions)) == 2 for captions in drawn)
+    assert len(set(drawn)) > 2
+
+
+def test_views_are_crops_of_at_least_the_area_asked_for():
+    picture = Image.linear_gradient("L").resize((200, 100))
+    generator = torch.Generator().manual_seed(0)
+    mirrored = set()
+    for _ in range(50):
+        view = random_view(picture, generator, min_scale=0.5)
+        width, height = view.size
+        assert 0.7 * 200 - 2 <= width <= 200 and 0.7 * 100 - 2 <= height <= 100
+        mirrored.add(view.size)
+    assert len(mirrored) > 10
+    again = [random_view(picture, torch.Generator().manual_seed(5)).tobytes() for _ in range(2)]
+    assert again[0] == again[1]
+
+
+def test_half_of_the_views_are_mirrored():
+    picture = Image.new("L", (64, 64), 0)
+    picture.paste(255, (32, 0, 64, 64))
+    generator = torch.Generator().manual_seed(0)
+    views = [random_view(picture, generator) for _ in range(60)]
+    bright_left = sum(view.getpixel((0, 5)) == 255 for view in views)
+    assert 15 < bright_left < 45
+
+
+def test_augmentation_is_for_those_who_ask(folder):
+    rows = read_captions(folder / "captions.jsonl")
+    torch.manual_seed(0)
+    assert {CaptionedImages(rows)[0]["image"].size for _ in range(5)} == {(40, 30)}
+    assert len({CaptionedImages(rows, augment=True)[0]["image"].size for _ in range(20)}) > 3
+
+
+def test_a_batch_holds_each_image_once_and_its_captions_together(folder):
+    processor = tiny_processor("blip")
+    dataset = CaptionedImages(read_captions(folder / "captions.jsonl", "train"))
+    batch = CaptionCollator(processor, max_length=8)([dataset[0], dataset[1]])
+    assert batch["pixel_values"].shape == (2, 3, 32, 32)
+    assert processor.batch_decode(batch["input_ids"])[:2] == ["a red picture", "red water"]
+    assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape
+    assert len(batch["input_ids"]) == 6
+
+
+def test_unknown_words_are_read_but_not_learned(folder):
+    processor = tiny_processor("blip")
+    item = {"image": Image.new("RGB", (9, 9)), "captions": ["the zebra runs"]}
+    batch = CaptionCollator(processor)([item])
+    unknown = batch["input_ids"] == processor.tokenizer.unk_token_id
+    assert unknown.sum() == 1
+    assert (batch["labels"][unknown] == -100).all()
+    assert (batch["labels"] != -100).sum() == 3  # the, runs, [SEP]
+
+
+def test_captions_are_cut_to_the_limit(folder):
+    item = {"image": Image.new("RGB", (9, 9)), "captions": ["the dog " * 20]}
+    batch = CaptionCollator(tiny_processor("blip"), max_length=6)([item])
+    assert batch["input_ids"].shape == (1, 6)
