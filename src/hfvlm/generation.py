@@ -3,11 +3,12 @@
 from typing import Any
 
 import torch
-from transformers import GenerationMixin
 from transformers.cache_utils import EncoderDecoderCache
 
+from hfvlm.beam_search import BeamSearchMixin
 
-class ImageGenerationMixin(GenerationMixin):
+
+class ImageGenerationMixin(BeamSearchMixin):
     """`GenerationMixin` for a model that reads an image with an encoder and writes text with a decoder.
 
     Stock `generate()` repeats the encoder's output for every beam or sample and reorders the image's keys and values

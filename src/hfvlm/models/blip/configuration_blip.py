@@ -49,6 +49,8 @@ class BlipConfig(PreTrainedConfig):
         text_config: the `BertTowerConfig` of the text tower; it reads the image tower's width by itself.
         label_smoothing: of the captioning loss.
         projection_dim: width of the space where images and texts are compared.
+        release_beam_search: search with beams as the original release does (see `hfvlm.beam_search`); its converter
+            sets this. Off: as transformers does now, its own BLIP included.
 
     ```python
     >>> BlipConfig.variant("base", vision_config={"image_size": 480})
@@ -63,6 +65,7 @@ class BlipConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     label_smoothing: float = 0.1
     projection_dim: int = 256
+    release_beam_search: bool = False
     initializer_range: float = 0.02
     is_encoder_decoder: bool = True
     tie_word_embeddings: bool = True

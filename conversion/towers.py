@@ -1,0 +1,145 @@
+"""Key rules and geometry of the towers that many releases share: timm's ViT, and BERT as transformers names it."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from hfvlm.conversion.rules import Drop, Fuse, Rename, Rule
+from hfvlm.nn.embedding import resize_positions
+
+
+def fit_positions(table: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Resizes a ViT's position table `[1, 1 + n * n, dim]` to another grid; left alone if the widths differ."""
+    side = math.isqrt(shape[1] - 1)
+    if table.ndim != 3 or table.shape[2] != shape[2] or math.isqrt(table.shape[1] - 1) ** 2 != table.shape[1] - 1:
+        return table
+    return resize_positions(table, (side, side))
+
+
+def vit_rules(source: str, target: str) -> tuple[Rule, ...]:
+    """timm's (0.4) VisionTransformer under the prefix `source` -> `VitTower` under the prefix `target`."""
+    return (
+        Rename(f"{source}pos_embed", f"{target}position_embedding", fit=fit_positions),
+        *(
+            Rename(source + name, target + name)
+            for name in ("cls_token", "patch_embed.proj.{p}", "blocks.{*rest}", "norm.{p}")
+        ),
+    )
+
+
+def bert_rules(source: str, target: str) -> tuple[Rule, ...]:
+    """transformers' BertModel (`embeddings.*`, `encoder.layer.*`), with cross-attention or not -> `BertTower`.
+
+    The word embeddings are left to the caller: a head may store them again.
+    """
+    layer, own = f"{source}encoder.layer.{{i}}.", f"{target}layers.{{i}}."
+    query, key, value = (f"self.{name}.{{p}}" for name in ("query", "key", "value"))
+    return (
+        Drop(f"{source}embeddings.position_ids", "0, 1, 2, ...: counted when needed"),
+        Rename(f"{source}embeddings.position_embeddings.weight", f"{target}embeddings.position.weight"),
+        Rename(f"{source}embeddings.token_type_embeddings.weight", f"{target}embeddings.token_type.weight"),
+        Rename(f"{source}embeddings.LayerNorm.{{p}}", f"{target}embeddings.norm.{{p}}"),
+        Fuse(tuple(f"{layer}attention.{name}" for name in (query, key, value)), f"{own}attention.qkv.{{p}}"),
+        Rename(f"{layer}attention.output.dense.{{p}}", f"{own}attention.proj.{{p}}"),
+        Rename(f"{layer}attention.output.LayerNorm.{{p}}", f"{own}attention_norm.{{p}}"),
+        Rename(f"{layer}crossattention.{query}", f"{own}cross_attention.q.{{p}}"),
+        Fuse(tuple(f"{layer}crossattention.{name}" for name in (key, value)), f"{own}cross_attention.kv.{{p}}"),
+        Rename(f"{layer}crossattention.output.dense.{{p}}", f"{own}cross_attention.proj.{{p}}"),
+        Rename(f"{layer}crossattention.output.LayerNorm.{{p}}", f"{own}cross_attention_norm.{{p}}"),
+        Rename(f"{layer}intermediate.dense.{{p}}", f"{own}mlp.fc1.{{p}}"),
+        Rename(f"{layer}output.dense.{{p}}", f"{own}mlp.fc2.{{p}}"),
+        Rename(f"{layer}output.LayerNorm.{{p}}", f"{own}mlp_norm.{{p}}"),
+    )
+
+
+def bert_lm_rules(source: str, target: str, head: str) -> tuple[Rule, ...]:
+    """transformers' BertLMHeadModel (`bert.*`, `cls.predictions.*`) -> `BertTower` and `BertLmHead`."""
+    scores, words = f"{source}cls.predictions.", "embeddings.word_embeddings.weight"
+    return (
+        Rename(  # tied on both sides
+            (f"{source}bert.{words}", f"{scores}decoder.weight"),
+            (f"{target}embeddings.word.weight", f"{head}decoder.weight"),
+        ),
+        Rename((f"{scores}bias", f"{scores}decoder.bias"), f"{head}decoder.bias"),
+        Rename(f"{scores}transform.dense.{{p}}", f"{head}dense.{{p}}"),
+        Rename(f"{scores}transform.LayerNorm.{{p}}", f"{head}norm.{{p}}"),
+        *bert_rules(f"{source}bert.", target),
+    )
+
+
+class Shapes:
+    """Sizes read off the tensors under a prefix; what is not there to be read is left out.
+
+    Args:
+        tensors: the source's.
+        prefix: of one tower.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], prefix: str):
+        self.tensors, self.prefix = tensors, prefix
+
+    def size(self, name: str, dim: int) -> int | None:
+        tensor = self.tensors.get(self.prefix + name)
+        return tensor.shape[dim] if tensor is not None and tensor.ndim > dim else None
+
+    def count(self, layers: str) -> int | None:
+        """The number of layers numbered from 0 whose keys start with `layers`."""
+        numbers = re.compile(re.escape(self.prefix + layers) + r"\.(\d+)\.")
+        found = {int(match[1]) for key in self.tensors if (match := numbers.match(key))}
+        return max(found) + 1 if found else None
+
+
+def _known(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _heads(width: int | None) -> int | None:
+    """Heads of 64, as all published sizes have; None where that cannot be."""
+    return width // 64 if width and width % 64 == 0 else None
+
+
+def vit_geometry(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, int]:
+    """Fields of a `VitTowerConfig` that timm's ViT under `prefix` tells.
+
+    Raises:
+        ValueError: the position table is not that of a square grid.
+    """
+    shapes = Shapes(tensors, prefix)
+    width, patch = shapes.size("patch_embed.proj.weight", 0), shapes.size("patch_embed.proj.weight", 2)
+    positions, image_size = shapes.size("pos_embed", 1), None
+    if positions and patch:
+        side = math.isqrt(positions - 1)
+        if side * side != positions - 1:
+            raise ValueError(f"{prefix}pos_embed has {positions} positions: not a class token and a square grid")
+        image_size = side * patch
+    return _known(
+        {
+            "hidden_size": width,
+            "num_attention_heads": _heads(width),
+            "intermediate_size": shapes.size("blocks.0.mlp.fc1.weight", 0),
+            "num_hidden_layers": shapes.count("blocks"),
+            "num_channels": shapes.size("patch_embed.proj.weight", 1),
+            "patch_size": patch,
+            "image_size": image_size,
+        }
+    )
+
+
+def bert_geometry(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, int]:
+    """Fields of a `BertTowerConfig` that transformers' BertModel under `prefix` tells."""
+    shapes = Shapes(tensors, prefix)
+    width = shapes.size("embeddings.word_embeddings.weight", 1)
+    return _known(
+        {
+            "vocab_size": shapes.size("embeddings.word_embeddings.weight", 0),
+            "hidden_size": width,
+            "num_attention_heads": _heads(width),
+            "intermediate_size": shapes.size("encoder.layer.0.intermediate.dense.weight", 0),
+            "num_hidden_layers": shapes.count("encoder.layer"),
+            "max_position_embeddings": shapes.size("embeddings.position_embeddings.weight", 0),
+            "encoder_hidden_size": shapes.size("encoder.layer.0.crossattention.self.key.weight", 1),
+        }
+    )

@@ -1,0 +1,74 @@
+"""Every case that the original research code was recorded in: `HFVLM_GOLDENS` names the folder of case folders."""
+
+import os
+from pathlib import Path
+
+import golden_blip
+import pytest
+from golden import Golden
+
+from hfvlm.registry import ARCHITECTURES, load
+
+
+FOLDER = Path(os.environ.get("HFVLM_GOLDENS") or Path(__file__).parent / "goldens")
+
+#: How a case is compared, by what its name starts with (the longest match counts).
+COMPARISONS = {
+    "blip_caption": golden_blip.caption,
+    "blip_pos_interp": golden_blip.pos_interp,
+}
+
+#: What the cases of a name need: an architecture, or one of its classes (`Class`, `Class.method`).
+NEEDS = {
+    "albef": "albef",
+    "alpro": "alpro",
+    "blip": "blip",
+    "blip_feature_extractor": "BlipModel.extract_features",
+    "blip_itm": "BlipForImageTextRetrieval",
+    "blip_nlvr": "BlipForVisualReasoning",
+    "blip_pretrain": "BlipForPreTraining",
+    "blip_retrieval": "BlipForImageTextRetrieval",
+    "blip_vqa": "BlipForVisualQuestionAnswering",
+    "lavis_albef": "albef",
+    "lavis_blip2": "blip2",
+    "lavis_blip_feature_extractor": "BlipModel.extract_features",
+    "lavis_pos_embed_resize": "blip2",
+    "llava": "llava",
+    "moco": "moco",
+    "open_clip": "clip",
+    "open_flamingo": "flamingo",
+    "openai_clip": "clip",
+}
+
+
+def longest(table: dict, case: str):
+    """The entry whose key is the longest start of the case's name."""
+    keys = [key for key in table if case.startswith(key)]
+    return table[max(keys, key=len)] if keys else None
+
+
+def registered(need: str) -> bool:
+    """Whether an architecture, a class of one, or a class's method is there."""
+    if any(row.name == need for row in ARCHITECTURES.values()):
+        return True
+    name, _, method = need.partition(".")
+    paths = [row.classes[name] for row in ARCHITECTURES.values() if name in row.classes]
+    return bool(paths) and (not method or hasattr(load(paths[0]), method))
+
+
+def cases() -> list[Path]:
+    found = sorted(path.parent for path in FOLDER.glob("*/outputs.safetensors"))
+    assert found, f"HFVLM_GOLDENS={FOLDER}: no case folders there"
+    return found
+
+
+@pytest.mark.parametrize("folder", cases(), ids=lambda folder: folder.name)
+def test_reproduces_the_original(folder, monkeypatch, tmp_path):
+    case = folder.name
+    need, compare = longest(NEEDS, case), longest(COMPARISONS, case)
+    if need is None or not registered(need):
+        pytest.skip(f"{need or case} is not registered yet")
+    assert compare is not None, f"{need} is registered: say how {case} is compared with it"
+    golden = Golden(folder)
+    compare(golden, monkeypatch, tmp_path)
+    golden.finish()
