@@ -17,6 +17,7 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
+from transformers import ProcessorMixin
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, cached_file, logging
 
 
@@ -51,7 +52,7 @@ class SavesCode:
         if kwargs.pop("push_to_hub", False):
             push = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
             push.setdefault("repo_id", folder.resolve().name)
-        before = _times(folder)
+        before = _times(folder) if push else {}
         _name_pipeline_classes(getattr(self, "config", None))
         saved = super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
@@ -91,9 +92,12 @@ class SavesCode:
             tags: for the model card.
 
         Raises:
+            TypeError: `processor` is not one.
             ConnectionError: the Hub cannot be reached.
             HfHubHTTPError: the Hub refuses; the message says what it answered.
         """
+        if processor is not None and not isinstance(processor, ProcessorMixin):
+            raise TypeError(f"processor must be a loaded processor, got {type(processor).__name__}")
         with tempfile.TemporaryDirectory() as folder:  # a save that fails has touched nothing on the Hub
             self.save_pretrained(folder, max_shard_size=max_shard_size)
             if processor is not None:

@@ -125,6 +125,12 @@ def test_a_push_that_fails_says_why_and_leaves_nothing(pushed, failure, messages
     assert not [name for name in hub.private if name in ("me/refused", "me/unreachable")]
 
 
+def test_a_processor_must_be_one(saved):
+    model = AutoModelForImageTextToText.from_pretrained(saved)
+    with pytest.raises(TypeError, match="processor must be a loaded processor, got PosixPath"):
+        model.push_to_hub("me/captioner", processor=saved)
+
+
 def test_from_the_hub_without_hfvlm_and_back(pushed, saved):
     hub, _, seen, work = pushed
     commit = hub.head("me/captioner", "main")
