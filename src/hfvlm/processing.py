@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers import ProcessorMixin
 
 from hfvlm.saving import SavesCode, edit_json
@@ -10,6 +11,15 @@ from hfvlm.saving import SavesCode, edit_json
 
 class VlmProcessor(SavesCode, ProcessorMixin):
     """`ProcessorMixin` whose folder loads anywhere: by its own name where hfvlm is imported, else by its own code."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "VlmProcessor":
+        """As transformers' own, but the image processor is the PIL one, whose pixels are the original's to the bit,
+        also where torchvision is installed; `backend="torchvision"` asks for that instead."""
+        processor = super().from_pretrained(*args, **kwargs)
+        if "backend" not in kwargs and "use_fast" not in kwargs:
+            processor.image_processor = on_pil(processor.image_processor)
+        return processor
 
     def to_dict(self) -> dict[str, Any]:
         # transformers looks `processor_class` up among its own classes first, where some of our names exist too; the
@@ -29,3 +39,10 @@ class VlmProcessor(SavesCode, ProcessorMixin):
         if (folder / "tokenizer_config.json").is_file():
             edit_json(folder / "tokenizer_config.json", {"processor_class": None})
         super()._save_code(folder)
+
+
+def on_pil(image_processor: Any) -> Any:
+    """The same image processor on PIL, if transformers has it; saved folders do not say which of the two they had."""
+    name = type(image_processor).__name__
+    pil = None if name.endswith("Pil") else getattr(transformers, f"{name}Pil", None)
+    return image_processor if pil is None else pil.from_dict(image_processor.to_dict())
