@@ -60,6 +60,8 @@ class BlipConfig(PreTrainedConfig):
     model_type = "hfvlm_blip"
     sub_configs = {"vision_config": PreTrainedConfig, "text_config": BertTowerConfig}
     is_composition = True
+    #: what `Trainer` does not gather as predictions
+    keys_to_ignore_at_inference = ["loss_lm", "past_key_values", "encoder_last_hidden_state"]
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
