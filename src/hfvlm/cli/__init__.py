@@ -41,7 +41,7 @@ def _options(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command and exits: 0 all is well, 1 something failed, 2 it was called wrongly.
+    """Runs the command and exits: 0 all is well, 1 something failed, 2 it was called wrongly, 130 interrupted.
 
     Args:
         arguments: those of the command line if left out.
@@ -53,7 +53,6 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = app(arguments, prog_name="hfvlm", standalone_mode=False, obj=state)
     except (KeyboardInterrupt, typer.Abort):
-        print_error("interrupted")
         sys.exit(130)
     except Exception as error:
         if state["debug"]:
@@ -64,4 +63,4 @@ def main(arguments: list[str] | None = None) -> None:
             message = f"{type(error).__name__}: {message} (hfvlm --debug ... shows where)"
         print_error(message or type(error).__name__)
         sys.exit(getattr(error, "exit_code", 1))
-    sys.exit(code)
+    sys.exit(code or 0)

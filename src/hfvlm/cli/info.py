@@ -37,8 +37,12 @@ def _version(distribution: str) -> str | None:
 
 def _requirements() -> dict[str, list[str]]:
     """Extra ("" for none) -> distributions that it asks for, as the installed package says."""
+    try:
+        requirements = importlib.metadata.requires("hfvlm") or []
+    except importlib.metadata.PackageNotFoundError:  # run from the source, without being installed
+        requirements = ["torch", "transformers"]
     extras: dict[str, list[str]] = {}
-    for requirement in importlib.metadata.requires("hfvlm") or []:
+    for requirement in requirements:
         name = re.match(r"[\w.-]+", requirement)[0]
         extra = re.search(r"extra == ['\"](.+?)['\"]", requirement)
         if name != "hfvlm":
