@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 
@@ -87,11 +86,14 @@ def _read_file(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"checkpoint {path} is refused: it holds more than tensors, and reading that could run code of its "
-            f"author. If you trust it, save its tensors alone and convert those. ({_refused(error)})"
+            f"checkpoint {path} is refused: it holds more than tensors (or is damaged), and reading that could run "
+            f"code of its author. If you trust it, save its tensors alone and convert those. ({_refused(error)})"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"checkpoint {path} is damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
+    except OSError:
+        raise
+    except Exception as error:  # damaged bytes can make the readers fail in any way
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"checkpoint {path} is damaged or not a checkpoint: {reason}") from error
 
 
 def _refused(error: pickle.UnpicklingError) -> str:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from hfvlm.conversion import blip_rules, folder
@@ -189,6 +190,8 @@ def _config(fields: dict[str, Any], variant: str | None, config: ConfigLike, ima
     if isinstance(config, (str, Path)):
         config = json.loads(Path(config).read_text())
     config = dict(config or {})
+    if variant is not None:
+        BlipConfig.variant(variant)  # refuses a name that it does not know
     named = VARIANTS.get(variant, {})
     merged = {**fields, **config}
     for key, heads in (("vision_config", "vision tower"), ("text_config", "text decoder")):
@@ -200,7 +203,10 @@ def _config(fields: dict[str, Any], variant: str | None, config: ConfigLike, ima
             )
     if image_size is not None:
         merged["vision_config"]["image_size"] = image_size
-    built = BlipConfig(**merged) if variant is None else BlipConfig.variant(variant, **merged)
+    try:
+        built = BlipConfig(**merged) if variant is None else BlipConfig.variant(variant, **merged)
+    except StrictDataclassError as error:  # a field's type, or sizes that cannot go together
+        raise ValueError(str(error)) from error
     for part, known in ((config, built), *((config.get(k, {}), getattr(built, k)) for k in built.sub_configs)):
         unknown = [name for name in part if not hasattr(type(known), name)]
         if unknown:

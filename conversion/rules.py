@@ -46,6 +46,11 @@ def _tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names
 
 
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors hold the same values, NaN in the same places included."""
+    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
 @dataclass(frozen=True)
 class Rename:
     """The same tensor under another name.
@@ -246,7 +251,7 @@ def apply(
         keys = [key for key in (_fill(pattern, fields) for pattern in rule.sources) if key in found]
         values = [found[key] for key in keys]
         if isinstance(rule, Rename):
-            copies = [(keys[0], key) for key, value in zip(keys, values) if not torch.equal(value, values[0])]
+            copies = [(keys[0], key) for key, value in zip(keys, values) if not _equal(value, values[0])]
             errors.unequal += copies
             if copies:
                 continue

@@ -1,0 +1,263 @@
+"""BLIP's converter as people use it, and what it says when a checkpoint is not what it should be."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_model
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import hfvlm
+from hfvlm.conversion.convert_blip import convert, convert_vision, main, to_release_keys
+from hfvlm.conversion.rules import KeyMismatch
+from hfvlm.encoders.vit import VitTower
+from hfvlm.models.blip.configuration_blip import VARIANTS
+
+
+ROOT = Path(__file__).parents[2]
+HEADS = {"vision_config": {"num_attention_heads": 4}, "text_config": {"num_attention_heads": 4}}
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "picture", "of", *(f"word{i}" for i in range(54))]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("hfvlm_blip", "AutoModelForImageTextToText")
+
+
+@pytest.fixture
+def release(model) -> dict[str, torch.Tensor]:
+    """The state dict that the original would have saved."""
+    return {**to_release_keys(model.state_dict()), "text_decoder.bert.embeddings.position_ids": torch.arange(40)[None]}
+
+
+@pytest.fixture
+def folder(release, tmp_path) -> Path:
+    """A release's file, its vocabulary and the fields that its shapes do not tell."""
+    folder = tmp_path / "release"
+    folder.mkdir()
+    torch.save({"model": release}, folder / "captioner.pth")
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    (folder / "fields.json").write_text(json.dumps(HEADS))
+    return folder
+
+
+def arguments(folder: Path, *more: str) -> list[str]:
+    paths = {"checkpoint": folder / "captioner.pth", "output": folder.parent / "out", "config": folder / "fields.json"}
+    return [*(str(part) for name, path in paths.items() for part in (f"--{name}", path)), *more]
+
+
+def assert_same_weights(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_geometry_comes_from_the_shapes(model, release):
+    converted = convert(release, config=HEADS)
+    assert_same_weights(converted, model)
+    ours, theirs = converted.config, model.config
+    for part in ("vision_config", "text_config"):
+        for name in ("hidden_size", "intermediate_size", "num_hidden_layers"):
+            assert getattr(getattr(ours, part), name) == getattr(getattr(theirs, part), name)
+    assert (ours.vision_config.image_size, ours.vision_config.patch_size) == (32, 8)
+    text = ours.text_config
+    assert (text.vocab_size, text.bos_token_id, text.eos_token_id) == (64, 62, 102)
+    assert text.layer_norm_eps == 1e-12 and ours.vision_config.layer_norm_eps == 1e-6
+    assert ours.release_beam_search and not converted.training
+
+
+def test_published_sizes_need_no_config():
+    """Heads are 64 wide unless told; only the widths are real here."""
+    config = hfvlm.BlipConfig(
+        vision_config={"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 1, "image_size": 32},
+        text_config={"hidden_size": 192, "num_attention_heads": 3, "num_hidden_layers": 1, "vocab_size": 110},
+    )
+    converted = convert(to_release_keys(hfvlm.BlipForConditionalGeneration(config).state_dict()))
+    assert converted.config.vision_config.num_attention_heads == 2
+    assert converted.config.text_config.num_attention_heads == 3
+
+
+def test_heads_that_cannot_be_told_are_asked_for(release):
+    with pytest.raises(ValueError, match="vision tower's heads cannot be told from its width 40"):
+        convert(release)
+    with pytest.raises(ValueError, match="text decoder's heads.*num_attention_heads"):
+        convert(release, config={"vision_config": {"num_attention_heads": 4}})
+
+
+def test_variants_and_configs(release, monkeypatch):
+    with pytest.raises(ValueError, match="unknown BLIP variant 'huge'; choose from base, large"):
+        convert(release, variant="huge")
+    assert convert(release, variant="tiny").config.text_config.bos_token_id == 5
+    wide = {"vision_config": {"hidden_size": 80}, "text_config": {"encoder_hidden_size": 80}}
+    monkeypatch.setitem(VARIANTS, "wide", wide)
+    with pytest.raises(KeyMismatch, match=r"visual_encoder.cls_token: is \[1, 1, 40\], must be \[1, 1, 80\]"):
+        convert(release, variant="wide", config=HEADS)
+    with pytest.raises(ValueError, match="unknown fields for BertTowerConfig: heads"):
+        convert(release, config={**HEADS, "text_config": {"num_attention_heads": 4, "heads": 4}})
+    with pytest.raises(ValueError, match="unknown fields for BlipConfig: num_attention_heads"):
+        convert(release, config={**HEADS, "num_attention_heads": 4})
+    told = {"vision_config": {"num_attention_heads": 8, "layer_norm_eps": 1e-3}, "text_config": HEADS["text_config"]}
+    assert convert(release, config=told).config.vision_config.layer_norm_eps == 1e-3
+
+
+def test_missing_extra_and_wrongly_shaped_keys_are_each_listed(release):
+    del release["visual_encoder.pos_embed"], release["text_decoder.bert.encoder.layer.1.attention.self.key.bias"]
+    release["text_decoder.bert.pooler.dense.weight"] = torch.zeros(48, 48)
+    release["visual_encoder.blocks.1.mlp.fc1.weight"] = torch.zeros(80, 7)
+    with pytest.raises(KeyMismatch) as caught:
+        convert(release, config=HEADS)
+    for line in (
+        "visual_encoder.pos_embed",
+        "text_decoder.bert.encoder.layer.1.attention.self.key.bias",
+        "text_decoder.bert.pooler.dense.weight",
+        "visual_encoder.blocks.1.mlp.fc1.weight: is [80, 7], must be [80, 40]",
+    ):
+        assert line in str(caught.value)
+
+
+def test_copies_that_differ_are_an_error(release):
+    key = "text_decoder.cls.predictions.decoder.weight"
+    release[key] = release[key] + 1
+    with pytest.raises(KeyMismatch, match=key):
+        convert(release, config=HEADS)
+
+
+def test_a_pretraining_checkpoint_gives_its_captioner(model, release):
+    momentum = {key.replace("visual_encoder", "visual_encoder_m"): release[key] for key in release if "visual" in key}
+    others = ("text_encoder.x", "text_encoder_m.y", "vision_proj.weight", "vision_proj_m.weight", "text_proj.bias")
+    others = {key: torch.zeros(1) for key in (*others, "itm_head.weight", "temp", "text_queue", "queue_ptr")}
+    assert_same_weights(convert({**release, **momentum, **others, "image_queue": torch.zeros(1)}, config=HEADS), model)
+    with pytest.raises(KeyMismatch, match="text_encoder.x"):  # question answering: its decoder reads the question
+        convert({**release, "text_encoder.x": torch.zeros(1)}, config=HEADS)
+
+
+def test_the_image_tower_of_any_head(model, release, tmp_path):
+    retrieval = {key: value for key, value in release.items() if key.startswith("visual_encoder.")}
+    retrieval |= {key: torch.zeros(1) for key in ("text_encoder.embeddings.x", "itm_head.bias", "vision_proj.weight")}
+    with pytest.raises(ValueError, match="no text_decoder.*--part vision"):
+        convert(retrieval, config=HEADS)
+    tower = convert_vision(retrieval, config=HEADS, output=tmp_path / "tower", verify=True)
+    assert_same_weights(tower, model.vision_model)
+    assert_same_weights(VitTower.from_pretrained(tmp_path / "tower"), tower)
+    larger = convert_vision(retrieval, config=HEADS, image_size=64)
+    assert larger.config.image_size == 64 and larger.position_embedding.shape == (1, 65, 40)
+    with pytest.raises(KeyMismatch, match="visual_encoder.head.weight"):
+        convert_vision({**retrieval, "visual_encoder.head.weight": torch.zeros(1)}, config=HEADS)
+
+
+def test_image_sizes_that_cannot_be(release):
+    with pytest.raises(ValueError, match=r"image_size \(50\) must be a multiple of patch_size"):
+        convert(release, config=HEADS, image_size=50)
+    release["visual_encoder.pos_embed"] = torch.zeros(1, 16, 40)
+    with pytest.raises(ValueError, match="16 positions: not a class token and a square grid"):
+        convert(release, config=HEADS)
+
+
+def test_the_dtype_is_the_checkpoints(release):
+    half = {key: value.half() if value.is_floating_point() else value for key, value in release.items()}
+    assert convert(half, config=HEADS).dtype == torch.float16
+    half["visual_encoder.norm.bias"] = release["visual_encoder.norm.bias"]
+    assert convert(half, config=HEADS).dtype == torch.float32
+
+
+def test_what_is_not_blip(model, tmp_path):
+    with pytest.raises(ValueError, match="not a BLIP checkpoint.*found layer.weight"):
+        convert({"layer.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match="need their config.json"):
+        convert({"vision_model.embeddings.class_embedding": torch.zeros(1)})
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="hfvlm folder already"):
+        convert(tmp_path)
+
+
+def test_verify_refuses_what_is_not_finite(release, tmp_path):
+    release["visual_encoder.norm.bias"] = release["visual_encoder.norm.bias"] * float("nan")
+    with pytest.raises(ValueError, match="logits are not finite"):
+        convert(release, config=HEADS, output=tmp_path / "out", verify=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_vocabulary_makes_a_processor(folder, tmp_path):
+    convert(folder / "captioner.pth", config=folder / "fields.json", output=tmp_path / "out")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    tokenizer, text = processor.tokenizer, model.config.text_config
+    assert (text.bos_token_id, text.eos_token_id, text.pad_token_id) == (62, 3, 0)
+    assert tokenizer.bos_token == "[DEC]" and tokenizer.convert_tokens_to_ids(["[DEC]", "[ENC]"]) == [62, 63]
+    assert processor.prompt == "a picture of "
+    assert processor(text="a picture of ")["input_ids"].tolist() == [[62, 5, 6, 7]]
+    assert dict(processor.image_processor.size) == {"height": 32, "width": 32}
+
+
+def test_a_vocabulary_of_another_model_is_refused(folder, tmp_path):
+    other = tmp_path / "other.txt"
+    for words, message in ((WORDS[:-1], "has 63 words"), (["hello", "world"], "lacks .CLS.")):
+        other.write_text("\n".join(words))
+        with pytest.raises(ValueError, match=message):
+            convert(folder / "captioner.pth", config=HEADS, vocab=other)
+
+
+def test_the_command_in_a_fresh_interpreter(folder, model):
+    script = str(ROOT / "conversion" / "convert_blip.py")
+    done = subprocess.run(
+        [sys.executable, script, *arguments(folder, "--verify", "--image-size", "48")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "left out 1 keys: 0, 1, 2, ...: counted when needed" in done.stdout
+    out = folder.parent / "out"
+    converted = hfvlm.BlipForConditionalGeneration.from_pretrained(out)
+    assert torch.equal(converted.lm_head.dense.weight, model.lm_head.dense.weight)
+    assert converted.config.vision_config.image_size == 48
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["out", "release"]
+
+
+def test_the_command_writes_transformers_format_from_a_release(folder, capsys):
+    assert main(arguments(folder, "--to", "transformers")) == 0
+    config = json.loads((folder.parent / "out" / "config.json").read_text())
+    assert config["model_type"] == "blip" and config["text_config"]["sep_token_id"] == 3
+    with pytest.raises(SystemExit):
+        main(arguments(folder, "--to", "transformers", "--part", "vision"))
+
+
+@pytest.mark.parametrize(
+    "wrong", ["missing key", "variant", "no file", "empty file", "config", "image size", "output", "disk"]
+)
+def test_the_command_fails_in_one_line_and_leaves_nothing(wrong, folder, release, monkeypatch, capsys):
+    more, names = [], ["release"]
+    if wrong == "missing key":
+        del release["visual_encoder.cls_token"]
+        torch.save(release, folder / "captioner.pth")
+    elif wrong == "variant":
+        more = ["--variant", "huge"]
+    elif wrong == "image size":
+        more = ["--image-size", "50"]
+    elif wrong == "no file":
+        (folder / "captioner.pth").unlink()
+    elif wrong == "empty file":
+        (folder / "captioner.pth").write_bytes(b"")
+    elif wrong == "config":
+        (folder / "fields.json").write_text("{not json")
+    elif wrong == "output":
+        (folder.parent / "out").mkdir()
+        (folder.parent / "out" / "mine.txt").write_text("keep")
+        names = ["out", "release"]
+    else:
+
+        def save(self, path, **kwargs):
+            (Path(path) / "half").write_text("written")
+            raise OSError("no space left on device")
+
+        monkeypatch.setattr(hfvlm.BlipForConditionalGeneration, "save_pretrained", save)
+    assert main(arguments(folder, *more)) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("convert_blip: error: ") and "Traceback" not in said
+    assert sorted(path.name for path in folder.parent.iterdir()) == names
+    if wrong == "output":
+        assert [path.name for path in (folder.parent / "out").iterdir()] == ["mine.txt"]
