@@ -1,9 +1,9 @@
 """What every processor does, whatever the architecture."""
 
 import transformers
+from tiny import tiny_processor
 
 from hfvlm.processing import on_pil
-from tiny import tiny_processor
 
 
 class BlipImageProcessor:

@@ -15,7 +15,8 @@ from hfvlm.registry import ARCHITECTURES, load
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "hfvlm"
-MODULES = sorted(SOURCE.rglob("*.py"))
+ASSETS = SOURCE / "assets"  # saved models, which carry their code: not modules of the package
+MODULES = sorted(path for path in SOURCE.rglob("*.py") if not path.is_relative_to(ASSETS))
 CONVERSION = sorted((ROOT / "conversion").rglob("*.py"))
 
 #: rooms from the ground up; a module imports from its own level and from the ones below
@@ -109,8 +110,8 @@ def test_what_travels_to_the_hub_needs_nothing_but_torch_and_transformers(path):
 
 @pytest.mark.parametrize(
     "path",
-    [path for top in ("src", "conversion", "tests", "examples") for path in (ROOT / top).rglob("*.py")],
-    ids=str,
+    MODULES + [path for top in ("conversion", "tests", "examples") for path in sorted((ROOT / top).rglob("*.py"))],
+    ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_no_file_is_too_long_to_read(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 600
@@ -125,11 +126,22 @@ def test_setup_cfg_lists_the_packages_on_disk():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     listed = config["options"]["packages"].split()
-    on_disk = {".".join(path.parent.relative_to(SOURCE.parent).parts) for path in SOURCE.rglob("__init__.py")}
+    on_disk = {
+        ".".join(path.parent.relative_to(SOURCE.parent).parts) for path in MODULES if path.name == "__init__.py"
+    }
     on_disk |= {".".join(["hfvlm", *path.parent.relative_to(ROOT).parts]) for path in CONVERSION}
     assert listed == sorted(on_disk)
     with_code = {".".join(path.parent.relative_to(SOURCE.parent).parts) for path in MODULES}
     assert with_code <= on_disk, "a folder with modules lacks its __init__.py"
+
+
+def test_setup_cfg_packs_every_other_file():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    patterns = config["options.package_data"]["hfvlm"].split()
+    packed = {path for pattern in patterns for path in SOURCE.glob(pattern) if path.is_file()}
+    code = {*MODULES, *SOURCE.rglob("*.pyc")}
+    assert {path for path in SOURCE.rglob("*") if path.is_file()} - code == packed
 
 
 def test_checkpoints_are_only_ever_unpickled_as_weights():
