@@ -91,8 +91,8 @@ def test_variants_and_configs(release, monkeypatch):
     with pytest.raises(ValueError, match="unknown BLIP variant 'huge'; choose from base, large"):
         convert(release, variant="huge")
     assert convert(release, variant="tiny").config.text_config.bos_token_id == 5
-    wide = {"vision_config": {"hidden_size": 80}, "text_config": {"encoder_hidden_size": 80}}
-    monkeypatch.setitem(VARIANTS, "wide", wide)
+    wide = {"hidden_size": 80, "num_attention_heads": 4}
+    monkeypatch.setitem(VARIANTS, "wide", {"vision_config": wide, "text_config": {"encoder_hidden_size": 80}})
     with pytest.raises(KeyMismatch, match=r"visual_encoder.cls_token: is \[1, 1, 40\], must be \[1, 1, 80\]"):
         convert(release, variant="wide", config=HEADS)
     with pytest.raises(ValueError, match="unknown fields for BertTowerConfig: heads"):
