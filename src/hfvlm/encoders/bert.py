@@ -15,6 +15,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from hfvlm.encoders.configuration import BertTowerConfig
 from hfvlm.modeling import VlmPreTrainedModel
 from hfvlm.nn.attention import CrossAttention, SelfAttention
+from hfvlm.nn.linear import Linear
 from hfvlm.nn.mlp import Mlp
 
 
@@ -199,10 +200,10 @@ class BertLmHead(nn.Module):
     def __init__(self, config: BertTowerConfig):
         super().__init__()
         dim = config.hidden_size
-        self.dense = nn.Linear(dim, dim)
+        self.dense = Linear(dim, dim)
         self.act = ACT2FN[config.hidden_act]
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(dim, config.vocab_size)
+        self.decoder = Linear(dim, config.vocab_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.decoder(self.norm(self.act(self.dense(hidden_states))))

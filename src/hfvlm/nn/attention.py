@@ -9,6 +9,8 @@ from torch import nn
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from hfvlm.nn.linear import Linear
+
 
 # On CPU, scaled_dot_product_attention loses to two plain matrix products up to this many query rows a memory, and wins
 # above (examples/benchmarks/attention.py prints the table).
@@ -41,7 +43,8 @@ def matmul_attention(
         else:
             scores = scores + attention_mask
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    if dropout and module.training:
+        weights = nn.functional.dropout(weights, p=dropout)
     return torch.matmul(weights, value).transpose(1, 2), weights
 
 
@@ -96,7 +99,7 @@ class _MultiHead(nn.Module):
         self.dropout = dropout
         self.is_causal = causal
         self.layer_idx = layer_idx
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def split(self, projected: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
         """`[batch, length, parts * dim]` -> `parts` tensors `[batch, heads, length, head_dim]`, without a copy."""
@@ -115,7 +118,7 @@ class SelfAttention(_MultiHead):
 
     def __init__(self, config, dim, num_heads, *, bias=True, dropout=0.0, causal=False, layer_idx=None):
         super().__init__(config, dim, num_heads, dropout, causal, layer_idx)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        self.qkv = Linear(dim, 3 * dim, bias=bias)
 
     def forward(
         self,
@@ -148,8 +151,8 @@ class CrossAttention(_MultiHead):
 
     def __init__(self, config, dim, num_heads, *, memory_dim, bias=True, dropout=0.0, layer_idx=None):
         super().__init__(config, dim, num_heads, dropout, False, layer_idx)
-        self.q = nn.Linear(dim, dim, bias=bias)
-        self.kv = nn.Linear(memory_dim, 2 * dim, bias=bias)
+        self.q = Linear(dim, dim, bias=bias)
+        self.kv = Linear(memory_dim, 2 * dim, bias=bias)
 
     def keys_and_values(
         self, memory: torch.Tensor | None, past_key_values: Cache | None

@@ -1,0 +1,43 @@
+"""A linear layer on few rows, on this CPU: `rows @ weight.T` (torch's) against `weight @ rows.T`.
+
+    python examples/benchmarks/linear.py
+
+The layers are those of BLIP-base's decoder; each product reads other weights than the one before, as a decoder does.
+`FEW_ROWS` in hfvlm/nn/linear.py is where the ratio stays above 1.
+"""
+
+import itertools
+import statistics
+import time
+
+import torch
+
+
+@torch.inference_mode()
+def main() -> None:
+    print("| dtype | weight | rows | rows @ weight.T us | weight @ rows.T us | ratio |")
+    print("|---|---|---|---|---|---|")
+    for dtype in (torch.float32, torch.bfloat16):
+        for outputs, inputs in ((768, 768), (2304, 768), (3072, 768), (768, 3072), (30524, 768)):
+            count = 1 + int(6e7 / (outputs * inputs * dtype.itemsize))  # more than a cache holds
+            weights = itertools.cycle([torch.randn(outputs, inputs, dtype=dtype) for _ in range(count)])
+            bias = torch.randn(outputs, dtype=dtype)
+            for count in (1, 2, 3, 5, 8, 16, 24, 32):
+                rows = torch.randn(count, inputs, dtype=dtype)
+                calls = (
+                    lambda x=rows, w=weights, b=bias: torch.nn.functional.linear(x, next(w), b),
+                    lambda x=rows, w=weights, b=bias: torch.addmm(b[:, None], next(w), x.t()).t().contiguous(),
+                )
+                seconds = ([], [])
+                for _ in range(40):
+                    for call, times in zip(calls, seconds, strict=True):
+                        start = time.perf_counter()
+                        call()
+                        times.append(time.perf_counter() - start)
+                plain, turned = (1e6 * statistics.median(times) for times in seconds)
+                name = str(dtype).removeprefix("torch.")
+                print(f"| {name} | {outputs}x{inputs} | {count} | {plain:.0f} | {turned:.0f} | {plain / turned:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""The linear layer equals torch's, whichever way round the product is taken."""
+
+import pytest
+import torch
+
+from hfvlm.nn.linear import FEW_ROWS, Linear
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1,), (2,), (3, 1), (2, 4), (FEW_ROWS[-1],), (FEW_ROWS[-1] + 1,), (0,)])
+def test_any_number_of_rows(shape, bias):
+    layer = Linear(7, 5, bias=bias)
+    rows = torch.randn(*shape, 7)
+    expected = torch.nn.functional.linear(rows, layer.weight, layer.bias)
+    with torch.no_grad():
+        result = layer(rows)
+    assert result.shape == (*shape, 5) and result.is_contiguous()
+    torch.testing.assert_close(result, expected.detach())
+    torch.testing.assert_close(layer(rows), expected)  # with gradients
+
+
+def test_rows_that_are_not_contiguous():
+    layer, rows = Linear(7, 5), torch.randn(7, 3).t()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(rows), torch.nn.functional.linear(rows, layer.weight, layer.bias))
+
+
+def test_bf16_and_autocast_stay_as_torch_has_them():
+    layer, rows = Linear(7, 5), torch.randn(3, 7)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(rows).dtype == torch.bfloat16
+    layer, rows = layer.bfloat16(), rows.bfloat16()
+    with torch.no_grad():
+        assert torch.equal(layer(rows), torch.nn.functional.linear(rows, layer.weight, layer.bias))
