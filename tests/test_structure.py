@@ -204,7 +204,18 @@ def test_every_registered_class_is_documented(path):
     assert module.__doc__
 
 
-@pytest.mark.parametrize("row", ARCHITECTURES.values(), ids=lambda row: row.name)
+every_architecture = pytest.mark.parametrize("row", ARCHITECTURES.values(), ids=lambda row: row.name)
+
+
+@every_architecture
+def test_every_architecture_has_a_card_that_names_its_classes(row):
+    card = (ROOT / "model_cards" / f"{row.name}.md").read_text(encoding="utf-8")
+    assert card.startswith(f"# {row.title}\n")
+    missing = [name for name in [row.model_type, *row.classes] if f"`{name}`" not in card]
+    assert missing == []
+
+
+@every_architecture
 def test_every_architecture_is_complete(row):
     config = load(row.config)
     assert config.model_type == row.model_type == f"hfvlm_{row.name}"
