@@ -24,6 +24,7 @@ from transformers import BertTokenizer, BlipImageProcessorPil, Trainer, Training
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hfvlm import BlipConfig, BlipForConditionalGeneration, BlipProcessor
+from hfvlm.conversion.efficientnet import load_efficientnet
 from hfvlm.data.captions import CaptionCollator, CaptionedImages, random_view, read_captions
 
 
@@ -99,35 +100,10 @@ def build_model(processor: BlipProcessor, old_ids: list[int], args, recipe: dict
         label_smoothing=spec["label_smoothing"],
     )
     model = BlipForConditionalGeneration(config)
-    start_vision(model.vision_model, torch.load(args.efficientnet, map_location="cpu", weights_only=True))
+    load_efficientnet(model.vision_model, torch.load(args.efficientnet, map_location="cpu", weights_only=True))
     start_text(model.text_decoder, minilm, spec["text_layers"], old_ids)
     model.generation_config.update(**recipe["generation"])
     return model
-
-
-def start_vision(tower: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Copies weights named as efficientnet_pytorch names them; the classifier is left out."""
-    rules = [
-        (r"^_conv_stem\.", "stem.conv."),
-        (r"^_bn0\.", "stem.norm."),
-        (r"^_conv_head\.", "head.conv."),
-        (r"^_bn1\.", "head.norm."),
-        (r"^_blocks\.(\d+)\._expand_conv\.", r"blocks.\1.expand.conv."),
-        (r"^_blocks\.(\d+)\._bn0\.", r"blocks.\1.expand.norm."),
-        (r"^_blocks\.(\d+)\._depthwise_conv\.", r"blocks.\1.depthwise.conv."),
-        (r"^_blocks\.(\d+)\._bn1\.", r"blocks.\1.depthwise.norm."),
-        (r"^_blocks\.(\d+)\._project_conv\.", r"blocks.\1.project.conv."),
-        (r"^_blocks\.(\d+)\._bn2\.", r"blocks.\1.project.norm."),
-    ]
-    renamed = {}
-    for key, value in weights.items():
-        for pattern, replacement in rules:
-            key = re.sub(pattern, replacement, key)
-        if not key.startswith("_fc."):
-            renamed[key] = value
-    own = tower.state_dict()
-    own.update(renamed)
-    tower.load_state_dict(own)  # strict: a key that matched no rule is an error
 
 
 @torch.no_grad()
