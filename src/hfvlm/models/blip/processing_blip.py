@@ -13,7 +13,8 @@ class BlipProcessor(VlmProcessor):
     Args:
         image_processor: a stock one; `BlipImageProcessorPil` is pixel-exact with the original's evaluation.
         tokenizer: a BERT tokenizer whose `bos_token` starts the decoder ("[DEC]") and whose `sep_token` ends a text.
-        prompt: what every caption starts with; cut off again by `decode`. The original uses "a picture of ".
+        prompt: what every caption starts with ("a picture of " in the original); the image-to-text pipeline cuts it
+            off again.
     """
 
     def __init__(self, image_processor, tokenizer, prompt: str = "", **kwargs):
