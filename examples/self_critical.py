@@ -1,4 +1,4 @@
-"""Self-critical training: a captioner's own samples, rewarded by CIDEr-D, with the other samples as the baseline.
+"""Self-critical training: a captioner's own samples, rewarded by caption metrics, with the other samples as baseline.
 
 Self-critical Sequence Training, https://arxiv.org/abs/1612.00563, in the form that uses the mean reward of an image's
 other samples as the baseline (https://arxiv.org/abs/2003.09971); CIDEr, https://arxiv.org/abs/1411.5726.
@@ -11,9 +11,15 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 from transformers import Trainer
+from transformers.modeling_outputs import BaseModelOutput
 
 
 Ids = Sequence[int]
+
+
+def _grams(text: Ids, orders: int) -> Iterable[tuple[int, ...]]:
+    text = tuple(text)
+    return (text[i : i + n] for n in range(1, orders + 1) for i in range(len(text) - n + 1))
 
 
 class CiderReward:
@@ -29,17 +35,13 @@ class CiderReward:
         self.log_images = math.log(len(references))
         self.frequency = Counter()
         for texts in references:
-            self.frequency.update({gram for text in texts for gram in self._grams(text)})
+            self.frequency.update({gram for text in texts for gram in _grams(text, self.orders)})
         self.references = [[self._vector(text) for text in texts] for texts in references]
-
-    def _grams(self, text: Ids) -> Iterable[tuple[int, ...]]:
-        text = tuple(text)
-        return (text[i : i + n] for n in range(1, self.orders + 1) for i in range(len(text) - n + 1))
 
     def _vector(self, text: Ids) -> tuple[list[dict], list[float], int]:
         """tf-idf weights by n-gram order, their norms, and the length."""
         vectors = [{} for _ in range(self.orders)]
-        for gram, count in Counter(self._grams(text)).items():
+        for gram, count in Counter(_grams(text, self.orders)).items():
             weight = self.log_images - math.log(max(1, self.frequency[gram]))
             vectors[len(gram) - 1][gram] = count * weight
         return vectors, [math.sqrt(sum(w * w for w in vector.values())) for vector in vectors], len(text)
@@ -57,6 +59,44 @@ class CiderReward:
         return 10 * total / (self.orders * len(self.references[image]))
 
 
+class PrecisionReward:
+    """Mean n-gram precision (n = 1 to 4) against references, with BLEU's clipping and brevity penalty; 0 to 1.
+
+    Args:
+        references: as `CiderReward` takes them.
+    """
+
+    def __init__(self, references: Sequence[Sequence[Ids]], orders: int = 4):
+        self.orders = orders
+        self.lengths = [[len(text) for text in texts] for texts in references]
+        self.most = []
+        for texts in references:
+            most = Counter()
+            for text in texts:
+                most |= Counter(_grams(text, orders))
+            self.most.append(most)
+
+    def __call__(self, image: int, text: Ids) -> float:
+        found, possible = [0] * self.orders, [0] * self.orders
+        for gram, count in Counter(_grams(text, self.orders)).items():
+            found[len(gram) - 1] += min(count, self.most[image][gram])
+            possible[len(gram) - 1] += count
+        closest = min(self.lengths[image], key=lambda length: (abs(length - len(text)), length))
+        brevity = min(1.0, math.exp(1 - closest / max(1, len(text))))
+        return brevity * sum(f / p for f, p in zip(found, possible, strict=True) if p) / self.orders
+
+
+class CaptionReward:
+    """CIDEr-D plus `precision_weight` times the mean n-gram precision."""
+
+    def __init__(self, references: Sequence[Sequence[Ids]], precision_weight: float = 0.0):
+        self.cider, self.weight = CiderReward(references), precision_weight
+        self.precision = PrecisionReward(references)
+
+    def __call__(self, image: int, text: Ids) -> float:
+        return self.cider(image, text) + (self.weight * self.precision(image, text) if self.weight else 0.0)
+
+
 class SelfCriticalTrainer(Trainer):
     """`Trainer` whose loss is the policy gradient of a reward.
 
@@ -68,17 +108,17 @@ class SelfCriticalTrainer(Trainer):
         max_new_tokens: length at which a caption is cut.
     """
 
-    def __init__(self, *args, reward: CiderReward, samples: int = 5, max_new_tokens: int = 22, **kwargs):
+    def __init__(self, *args, reward: CaptionReward, samples: int = 5, max_new_tokens: int = 22, **kwargs):
         super().__init__(*args, **kwargs)
         self.reward, self.samples, self.max_new_tokens = reward, samples, max_new_tokens
         self.model_accepts_loss_kwargs = False  # the loss is a mean over samples, whatever their length
 
     @torch.no_grad()
-    def sample(self, model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+    def sample(self, model: nn.Module, encoder_outputs: BaseModelOutput) -> torch.Tensor:
         """Ids `[images * samples, length]`, drawn without truncating the distribution, dropout off."""
         model.eval()
         ids = model.generate(
-            pixel_values=pixel_values,
+            encoder_outputs=encoder_outputs,
             do_sample=True,
             top_k=0,
             num_beams=1,
@@ -89,8 +129,9 @@ class SelfCriticalTrainer(Trainer):
         return ids
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        image_embeds = model.get_encoder()(inputs["pixel_values"]).last_hidden_state
+        ids = self.sample(model, BaseModelOutput(last_hidden_state=image_embeds.detach()))
         end = model.config.text_config.eos_token_id
-        ids = self.sample(model, inputs["pixel_values"])
         texts = [row[1 : row.index(end) + 1] if end in row else row[1:] for row in ids.tolist()]
         images = inputs["index"].repeat_interleave(self.samples).tolist()
         rewards = torch.tensor([self.reward(image, text) for image, text in zip(images, texts, strict=True)])
@@ -100,7 +141,7 @@ class SelfCriticalTrainer(Trainer):
         drawn = torch.zeros_like(ids, dtype=torch.bool)
         for row, text in enumerate(texts):
             drawn[row, 1 : len(text) + 1] = True
-        logits = model(pixel_values=inputs["pixel_values"], input_ids=ids).logits[:, :-1].float()
+        logits = model(encoder_outputs=(image_embeds,), input_ids=ids).logits[:, :-1].float()
         log_probs = -nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         loss = -(advantage[:, None] * log_probs * drawn[:, 1:]).sum() / drawn.sum()
         if self.state.global_step % self.args.logging_steps == 0:

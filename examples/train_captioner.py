@@ -16,11 +16,11 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from self_critical import CiderReward, SelfCriticalTrainer
+from self_critical import CaptionReward, SelfCriticalTrainer
 from tokenizers import Tokenizer
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import BertTokenizer, BlipImageProcessorPil, Trainer, TrainingArguments
+from transformers import BertTokenizer, BlipImageProcessorPil, Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hfvlm import BlipConfig, BlipForConditionalGeneration, BlipProcessor
@@ -172,12 +172,23 @@ class MapCollator(CaptionCollator):
         return {"pixel_values": maps, **batch}
 
 
+class NumberedImages(CaptionedImages):
+    """`CaptionedImages` that say which image it is."""
+
+    def __getitem__(self, index: int) -> dict:
+        return {**super().__getitem__(index), "index": index}
+
+
 class IndexCollator:
-    """Cached maps and the images' numbers, for training on the model's own captions."""
+    """Images (or, without a processor, cached maps) and their numbers, to train on the model's own captions."""
+
+    def __init__(self, processor: BlipProcessor | None = None):
+        self.processor = processor
 
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
-        maps = torch.stack([item["image"] for item in items])
-        return {"pixel_values": maps, "index": torch.tensor([item["index"] for item in items])}
+        images = [item["image"] for item in items]
+        pixels = torch.stack(images) if self.processor is None else self.processor(images=images)["pixel_values"]
+        return {"pixel_values": pixels, "index": torch.tensor([item["index"] for item in items])}
 
 
 @torch.inference_mode()
@@ -201,6 +212,16 @@ def cache_maps(tower: nn.Module, processor: BlipProcessor, rows: list[dict], vie
         print(f"view {view + 1}/{views} encoded", flush=True)
     torch.save(out, path)
     return out
+
+
+class StopAfter(TrainerCallback):
+    """Ends a stage after some epochs of its schedule."""
+
+    def __init__(self, epochs: int):
+        self.epochs = epochs
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= round(state.epoch) >= self.epochs
 
 
 def train(model, dataset, evaluation, collator, stage: dict, output: Path, trainer_class=Trainer, **kwargs) -> None:
@@ -229,6 +250,8 @@ def train(model, dataset, evaluation, collator, stage: dict, output: Path, train
     trainer = trainer_class(
         model=model, args=arguments, train_dataset=dataset, eval_dataset=evaluation, data_collator=collator, **kwargs
     )
+    if "stop_after" in stage:
+        trainer.add_callback(StopAfter(stage["stop_after"]))
     trainer.train(resume_from_checkpoint=any(output.glob("checkpoint-*")) or None)
 
 
@@ -268,26 +291,25 @@ def main() -> None:
     train(model, dataset, evaluation, collator, stage, args.output / "end_to_end")
     save(model, processor, args.output / "stage2")
 
-    stage = recipe["stages"]["reward"]
-    maps = cache_maps(tower, processor, rows, stage["views"], args.output / "tuned_maps.pt")
-    model.vision_model = CachedTower(tower)
     end = processor.tokenizer.sep_token_id
     references = [
         [[*processor.tokenizer(caption, add_special_tokens=False)["input_ids"], end] for caption in row["captions"]]
         for row in rows
     ]
-    train(
-        model,
-        CachedMaps(maps, rows),
-        None,
-        IndexCollator(),
-        stage,
-        args.output / "reward",
-        SelfCriticalTrainer,
-        reward=CiderReward(references),
-        samples=stage["samples"],
-    )
+
+    def train_on_samples(dataset: Dataset, collator, name: str) -> None:
+        stage = recipe["stages"][name]
+        reward = {"reward": CaptionReward(references, stage["precision_weight"]), "samples": stage["samples"]}
+        train(model, dataset, None, collator, stage, args.output / name, SelfCriticalTrainer, **reward)
+
+    stage = recipe["stages"]["reward"]
+    maps = cache_maps(tower, processor, rows, stage["views"], args.output / "tuned_maps.pt")
+    model.vision_model = CachedTower(tower)
+    train_on_samples(CachedMaps(maps, rows), IndexCollator(), "reward")
     model.vision_model = tower
+    save(model, processor, args.output / "stage3")
+
+    train_on_samples(NumberedImages(rows, augment=True), IndexCollator(processor), "reward_end_to_end")
     save(model, processor, args.output / "model")
 
 
