@@ -98,7 +98,7 @@ class CaptionReward:
 
 
 class SelfCriticalTrainer(Trainer):
-    """`Trainer` whose loss is the policy gradient of a reward.
+    """`Trainer` whose loss is the policy gradient of a reward, on one process.
 
     Batches hold `pixel_values` and `index`, the images' numbers as the reward knows them.
 
@@ -110,6 +110,8 @@ class SelfCriticalTrainer(Trainer):
 
     def __init__(self, *args, reward: CaptionReward, samples: int = 5, max_new_tokens: int = 22, **kwargs):
         super().__init__(*args, **kwargs)
+        if samples < 2:
+            raise ValueError(f"samples must be at least 2, got {samples}: the others are each sample's baseline")
         self.reward, self.samples, self.max_new_tokens = reward, samples, max_new_tokens
         self.model_accepts_loss_kwargs = False  # the loss is a mean over samples, whatever their length
 
