@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 
-# On CPU in fp32, `weight @ rows.T` reads the weights up to 3.5 times as fast as `rows @ weight.T` for so many rows; for
-# one row, for more, and in bf16 it gains nothing (examples/benchmarks/linear.py prints the table).
+# On CPU in fp32, `weight @ rows.T` reads the weights up to 3.5 times as fast as `rows @ weight.T` for so many rows;
+# for one row, for more, and in bf16 it gains nothing (examples/benchmarks/linear.py prints the table).
 FEW_ROWS = range(2, 25)
 
 
