@@ -17,8 +17,11 @@ class VlmPreTrainedModel(SavesCode, PreTrainedModel):
     #: What trains at each named stage: prefixes of parameter names, as `freeze` takes them.
     trainable_stages: dict[str, tuple[str, ...]] = {"all": ("",)}
 
+    #: The stage that `freeze` was asked for last.
+    _stage: str | None = None
+
     def freeze(self, stage: str) -> None:
-        """Leaves only the parameters of one stage trainable.
+        """Leaves only the parameters of one stage trainable; the rest is in evaluation mode, also during training.
 
         Args:
             stage: a key of `trainable_stages`.
@@ -32,3 +35,16 @@ class VlmPreTrainedModel(SavesCode, PreTrainedModel):
             )
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name.startswith(self.trainable_stages[stage]))
+        self._stage = stage
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "VlmPreTrainedModel":
+        """As `torch.nn.Module.train`, but after `freeze` the modules that are frozen as a whole stay in evaluation
+        mode: no dropout there, and batch norm keeps its statistics."""
+        super().train(mode)
+        if mode and self._stage is not None:
+            for module in self.modules():
+                parameters = list(module.parameters())
+                if parameters and not any(parameter.requires_grad for parameter in parameters):
+                    module.eval()
+        return self

@@ -141,7 +141,7 @@ def test_squeeze_excite_gates_channels_by_their_means():
     torch.testing.assert_close(gate(features), features * gates[:, :, None, None])
 
 
-def test_a_captioner_reads_it():
+def captioner() -> BlipForConditionalGeneration:
     config = BlipConfig.variant(
         "tiny",
         vision_config={
@@ -152,7 +152,29 @@ def test_a_captioner_reads_it():
             "width_coefficient": 0.25,
         },
     )
-    model = BlipForConditionalGeneration(config).eval()
+    return BlipForConditionalGeneration(config).eval()
+
+
+def test_a_captioner_reads_it():
+    model = captioner()
     assert type(model.vision_model) is EfficientNetTower
     ids = model.generate(pixel_values=torch.randn(2, 3, 64, 64), num_beams=2, max_new_tokens=5)
     assert len(ids) == 2
+
+
+def test_a_frozen_tower_learns_no_statistics_and_drops_nothing():
+    model = captioner()
+    model.freeze("text")
+    model.train()
+    assert model.training and model.text_decoder.training and not model.vision_model.training
+    buffers = {name: buffer.clone() for name, buffer in model.vision_model.named_buffers()}
+    features = [model.vision_model(torch.ones(2, 3, 64, 64)).last_hidden_state for _ in range(2)]
+    assert torch.equal(*features)
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.vision_model.named_buffers())
+
+    model.freeze("all")
+    assert all(module.training for module in model.modules())
+    model.eval().freeze("vision")
+    assert not any(module.training for module in model.modules())
+    model.train()
+    assert model.vision_model.stem.norm.training and not model.text_decoder.training and not model.lm_head.training
