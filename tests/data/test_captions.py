@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from tiny import tiny_processor
 
 from hfvlm.data.captions import CaptionCollator, CaptionedImages, random_view, read_captions
@@ -54,6 +54,39 @@ def test_items_hold_an_rgb_image_and_captions(folder):
     drawn = [tuple(two[0]["captions"]) for _ in range(20)]
     assert all(len(set(captions)) == 2 for captions in drawn)
     assert len(set(drawn)) > 2
+
+
+def test_images_are_upright_and_laid_on_white_as_the_pipelines_see_them(folder):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (40, 30)).save(folder / "0.jpg", exif=exif)
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(folder / "1.png")
+    rows = [{"image": folder / name, "captions": ["a dog"]} for name in ("0.jpg", "1.png")]
+    turned, clear = CaptionedImages(rows)
+    assert turned["image"].size == (30, 40)
+    assert clear["image"].getpixel((0, 0)) == (255, 255, 255)
+
+
+def uneven(folder, *counts: int) -> list[dict]:
+    return [
+        {"image": folder / f"{i}.png", "captions": [f"word{j}" for j in range(count)]}
+        for i, count in enumerate(counts)
+    ]
+
+
+def test_images_with_fewer_captions_repeat_some(folder):
+    dataset = CaptionedImages(uneven(folder, 5, 2), captions_per_image=4)
+    assert len(set(dataset[0]["captions"])) == 4
+    assert len(dataset[1]["captions"]) == 4 and set(dataset[1]["captions"]) == {"word0", "word1"}
+    assert len(CaptionCollator(tiny_processor("blip"))([dataset[0], dataset[1]])["input_ids"]) == 8
+
+
+def test_uneven_captions_are_refused_before_a_batch_is_made_of_them(folder):
+    with pytest.raises(ValueError, match="have 5 to 7 captions.*pass captions_per_image=5"):
+        CaptionedImages(uneven(folder, 5, 7))
+    for wanted in (None, 2):
+        with pytest.raises(ValueError, match="rows hold images without captions"):
+            CaptionedImages(uneven(folder, 5, 0), captions_per_image=wanted)
 
 
 def test_views_are_crops_of_at_least_the_area_asked_for():

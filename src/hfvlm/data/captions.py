@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from hfvlm.images import open_image
+
 
 def read_captions(path: str | Path, split: str | None = None) -> list[dict[str, Any]]:
     """Reads `captions.jsonl`: a line an image, `{"image": relative path, "captions": [...], "split": ...}`.
@@ -50,11 +52,23 @@ class CaptionedImages(Dataset):
     """Rows of `read_captions` as `{"image": PIL image, "captions": [...]}`.
 
     Args:
-        captions_per_image: that many captions an item, drawn anew each time; None: all.
+        captions_per_image: that many captions an item, drawn anew each time, and some of them twice where an image
+            has fewer; None: all.
         augment: a random view instead of the whole image.
+
+    Raises:
+        ValueError: an image without captions, or for None images with different numbers of them: they make no batch.
     """
 
     def __init__(self, rows: Sequence[dict], captions_per_image: int | None = None, augment: bool = False):
+        counts = {len(row["captions"]) for row in rows}
+        if 0 in counts and (captions_per_image is not None or len(counts) > 1):
+            raise ValueError("rows hold images without captions; leave those out")
+        if captions_per_image is None and len(counts) > 1:
+            raise ValueError(
+                f"the images have {min(counts)} to {max(counts)} captions, and a batch takes one number for all: "
+                f"pass captions_per_image={min(counts)}, which draws that many"
+            )
         self.rows, self.captions_per_image, self.augment = rows, captions_per_image, augment
 
     def __len__(self) -> int:
@@ -62,11 +76,12 @@ class CaptionedImages(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
-        image = Image.open(row["image"]).convert("RGB")
+        image = open_image(row["image"])
         captions = row["captions"]
         if self.captions_per_image is not None:
-            order = torch.randperm(len(captions))[: self.captions_per_image].tolist()
-            captions = [captions[i] for i in order]
+            order = torch.randperm(len(captions))[: self.captions_per_image]
+            again = torch.randint(len(captions), (self.captions_per_image - len(order),))
+            captions = [captions[i] for i in [*order.tolist(), *again.tolist()]]
         return {"image": random_view(image) if self.augment else image, "captions": captions}
 
 
