@@ -23,6 +23,13 @@ from hfvlm.outputs import ImageTextLmOutput
 VISION_TOWERS = {tower.config_class.model_type: tower for tower in (VitTower, EfficientNetTower)}
 
 
+def keep_weights(tower: nn.Module) -> nn.Module:
+    """Marks a ready tower as initialised: `post_init()` draws new weights for everything that is not."""
+    for part in (*tower.modules(), *tower.parameters(), *tower.buffers()):
+        part._is_hf_initialized = True
+    return tower
+
+
 class BlipPreTrainedModel(VlmPreTrainedModel):
     config_class = BlipConfig
     base_model_prefix = "blip"
@@ -43,8 +50,10 @@ class BlipCaptioningTowers(BlipPreTrainedModel):
     ):
         super().__init__(config)
         vision = config.vision_config
-        self.vision_model = VISION_TOWERS[vision.model_type](vision) if vision_model is None else vision_model
-        self.text_decoder = BertTower(config.text_config) if text_decoder is None else text_decoder
+        self.vision_model = (
+            VISION_TOWERS[vision.model_type](vision) if vision_model is None else keep_weights(vision_model)
+        )
+        self.text_decoder = BertTower(config.text_config) if text_decoder is None else keep_weights(text_decoder)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.text_decoder.get_input_embeddings()
