@@ -87,6 +87,39 @@ def test_labels_out_of_line_with_the_inputs(model_type, auto_class):
         model(**batch, labels=batch["input_ids"][:, 1:])
 
 
+@every_head
+def test_misnamed_arguments_are_not_swallowed(model_type, auto_class):
+    model = tiny_model(model_type, auto_class)
+    batch = tiny_batch(model)
+    for name, meant in {
+        "decoder_input_ids": "input_ids",
+        "decoder_attention_mask": "attention_mask",
+        "pixel_value": "pixel_values",
+    }.items():
+        with pytest.raises(TypeError, match=f"unknown argument '{name}', did you mean '{meant}'"):
+            model(**batch, **{name: batch["input_ids"]})
+    model(**batch, output_attentions=False, num_items_in_batch=2, cu_seq_lens_q=None, is_causal=None)
+
+
+@every_learner
+def test_misspelt_labels_are_not_swallowed(model_type, auto_class):
+    model = tiny_model(model_type, auto_class)
+    batch = tiny_batch(model)
+    with pytest.raises(TypeError, match="unknown argument 'lables', did you mean 'labels'"):
+        model(**batch, lables=batch["input_ids"])
+
+
+@every_encoder_decoder
+def test_labels_alone_that_mask_a_prompt(model_type, auto_class):
+    model = tiny_model(model_type, auto_class)
+    batch = tiny_batch(model)
+    labels = batch["input_ids"].clone()
+    labels[0, :3] = -100
+    with pytest.raises(ValueError, match="pass input_ids too, the masked prompt cannot be recovered from"):
+        model(pixel_values=batch["pixel_values"], labels=labels)
+    assert model(**batch, labels=labels).loss.isfinite()
+
+
 @every_encoder_decoder
 def test_generating_from_nothing_or_from_what_does_not_fit(model_type, auto_class):
     model = tiny_model(model_type, auto_class)

@@ -4,11 +4,16 @@ BLIP: Bootstrapping Language-Image Pre-training for Unified Vision-Language Unde
 https://arxiv.org/abs/2201.12086; original code https://github.com/salesforce/BLIP (BSD-3-Clause).
 """
 
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from functools import cache
+
 import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, Seq2SeqModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from hfvlm.encoders.bert import BertLmHead, BertTower
 from hfvlm.encoders.efficientnet import EfficientNetTower
@@ -28,6 +33,27 @@ def keep_weights(tower: nn.Module) -> nn.Module:
     for part in (*tower.modules(), *tower.parameters(), *tower.buffers()):
         part._is_hf_initialized = True
     return tower
+
+
+#: other libraries' names of an argument
+SYNONYMS = {"decoder_input_ids": "input_ids", "decoder_attention_mask": "attention_mask"}
+
+
+@cache
+def meant(forward: Callable, name: str) -> str | None:
+    """The argument of `forward` that an extra `name` is a synonym or a misspelling of; None if it is neither."""
+    if name in TransformersKwargs.__optional_keys__:
+        return None
+    known = inspect.signature(forward).parameters
+    return next(iter([SYNONYMS[name]] if name in SYNONYMS else difflib.get_close_matches(name, known, 1, 0.8)), None)
+
+
+def refuse_misnamed(forward: Callable, names: Iterable[str]) -> None:
+    """Extra arguments go on to the layers, which ignore what they do not know: refuses those that meant another."""
+    for name in names:
+        argument = meant(forward, name)
+        if argument is not None:
+            raise TypeError(f"unknown argument {name!r}, did you mean {argument!r}?")
 
 
 class BlipPreTrainedModel(VlmPreTrainedModel):
@@ -92,7 +118,12 @@ class BlipCaptioningTowers(BlipPreTrainedModel):
 
         Returns:
             `last_hidden_state` `[images * g, length, hidden_size]`, and the image tower's outputs as `encoder_*`.
+
+        Raises:
+            TypeError: for an argument that is a synonym or a misspelling of one of these.
         """
+        if kwargs and not torch.compiler.is_compiling():
+            refuse_misnamed(type(self).forward, kwargs)
         text = self.config.text_config
         if encoder_outputs is None:
             if pixel_values is None:
@@ -186,13 +217,19 @@ class BlipForConditionalGeneration(ImageGenerationMixin, BlipCaptioningTowers):
         """As `BlipModel.forward`, and:
 
         Args:
-            input_ids: may be left out with `labels`, which they are then made from.
+            input_ids: may be left out with `labels`, which they are then made from: column 0 is the start token, and
+                -100 may only follow a text.
             labels: `[images * g, length]`, aligned with `input_ids`; -100 is not learned (padding, the prompt).
             logits_to_keep: only the last so many positions' logits; 0: all.
             num_items_in_batch: labels in the accumulated batch, as `Trainer` counts them.
+
+        Raises:
+            ValueError: for labels out of line with `input_ids`, or a masked prompt without them.
         """
         text = self.config.text_config
         if labels is not None and input_ids is None:
+            if not torch.compiler.is_compiling():
+                self._check_unmasked(labels)
             input_ids = labels.masked_fill(labels == -100, text.pad_token_id)
             input_ids[:, 0] = text.bos_token_id
         if labels is not None and labels.shape != input_ids.shape:
@@ -213,3 +250,13 @@ class BlipForConditionalGeneration(ImageGenerationMixin, BlipCaptioningTowers):
         if labels is not None:
             loss = next_token_loss(logits, labels, self.config.label_smoothing, num_items_in_batch)
         return ImageTextLmOutput(loss=loss, loss_lm=loss, logits=logits, **dict(list(outputs.items())[1:]))
+
+    @staticmethod
+    def _check_unmasked(labels: torch.LongTensor) -> None:
+        """Refuses labels with a -100 that a token still follows; column 0 is the start token whatever it holds."""
+        learned = labels[:, 1:] != -100
+        if (learned[:, 1:] & ~learned[:, :-1]).any():
+            raise ValueError(
+                "labels mask tokens (-100) before others: pass input_ids too, the masked prompt cannot be recovered "
+                "from labels"
+            )
