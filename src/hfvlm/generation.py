@@ -8,6 +8,36 @@ from transformers.cache_utils import EncoderDecoderCache
 from hfvlm.beam_search import BeamSearchMixin
 
 
+def start_prompts(
+    prompts: torch.Tensor, mask: torch.Tensor | None, start: torch.Tensor, name: str
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Prompts that begin with the start token: where it is missing, it goes between the padding and the first token.
+
+    Args:
+        prompts, mask: `[prompts, length]`, the mask 1 where there is a token; None: everywhere.
+        start: `[prompts or 1, 1]`.
+        name: the prompts' argument, for the error.
+
+    Raises:
+        ValueError: if some begin with the start token and others do not.
+    """
+    if mask is None:
+        first = torch.zeros_like(prompts[:, :1])
+    else:
+        first = (mask.long().cumsum(-1) == 0).sum(-1, keepdim=True)
+    started = prompts.gather(1, first.clamp(max=prompts.shape[1] - 1)) == start
+    if started.all():
+        return prompts, mask
+    if started.any():
+        raise ValueError(
+            f"some prompts in {name} begin with the start token and some do not: give it to all of them or to none"
+        )
+    prompts = torch.cat([prompts[:, :1], prompts], dim=1).scatter(1, first, start.expand_as(first))
+    if mask is not None:
+        mask = torch.cat([torch.zeros_like(mask[:, :1]), mask], dim=1).scatter(1, first, 1)
+    return prompts, mask
+
+
 class ImageGenerationMixin(BeamSearchMixin):
     """`GenerationMixin` for a model that reads an image with an encoder and writes text with a decoder.
 
@@ -27,15 +57,34 @@ class ImageGenerationMixin(BeamSearchMixin):
             raise ValueError("pass pixel_values or encoder_outputs: there is no image to describe")
         return super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
 
-    def _prepare_decoder_input_ids_for_generation(self, batch_size, model_input_name, model_kwargs, *args, **kwargs):
-        prompts = model_kwargs.get("input_ids")
-        if prompts is not None:  # an image may have several
-            if len(prompts) % batch_size:
-                raise ValueError(f"input_ids has {len(prompts)} prompts for {batch_size} images; pass a multiple")
-            batch_size = len(prompts)
-        return super()._prepare_decoder_input_ids_for_generation(
-            batch_size, model_input_name, model_kwargs, *args, **kwargs
-        )
+    def _prepare_decoder_input_ids_for_generation(
+        self, batch_size, model_input_name, model_kwargs, decoder_start_token_id, device=None
+    ):
+        name = "decoder_input_ids" if "decoder_input_ids" in model_kwargs else "input_ids"
+        if model_kwargs.get(name) is None:
+            return super()._prepare_decoder_input_ids_for_generation(
+                batch_size, model_input_name, model_kwargs, decoder_start_token_id, device
+            )
+        prompts, mask = model_kwargs.pop(name), model_kwargs.get("decoder_attention_mask")
+        if len(prompts) % batch_size:  # an image may have several
+            raise ValueError(f"{name} has {len(prompts)} prompts for {batch_size} images; pass a multiple")
+        if mask is not None and mask.shape != prompts.shape:
+            raise ValueError(f"attention_mask {list(mask.shape)} must have the shape of {name} {list(prompts.shape)}")
+        prompts, mask = start_prompts(prompts, mask, decoder_start_token_id.view(-1, 1).to(prompts.device), name)
+        if mask is not None:
+            model_kwargs["decoder_attention_mask"] = mask
+        return prompts, model_kwargs
+
+    def _prepare_cache_for_generation(self, generation_config, *args, **kwargs):
+        if generation_config.use_cache and any(
+            module.training and getattr(module, "gradient_checkpointing", False)
+            for module in self.get_decoder().modules()
+        ):
+            raise ValueError(
+                "generate() needs the cache, which layers drop in training with gradient checkpointing: call "
+                "model.eval() before it, or pass use_cache=False"
+            )
+        return super()._prepare_cache_for_generation(generation_config, *args, **kwargs)
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
         encoder_outputs = model_kwargs.pop("encoder_outputs", None)

@@ -94,6 +94,63 @@ def test_padded_prompts_are_continued_as_each_alone(model_type, auto_class, beam
 
 @every_encoder_decoder
 @strategies
+@pytest.mark.parametrize("shortest", [1, 4], ids=["all padded", "one padded"])
+def test_a_missing_start_token_goes_behind_the_padding(model_type, auto_class, beams, shortest):
+    model = tiny_model(model_type, auto_class)
+    pixel_values = images(model, 2)
+    tokens = tiny_batch(model, images=2)["input_ids"][:, 1:5]
+    alone = [tokens[:1, :2], tokens[1:, :shortest]]
+    rows = [torch.nn.functional.pad(row, (4 - row.shape[1], 0)) for row in alone]
+    mask = torch.cat([(row != 0).long() for row in rows])
+    options = {"num_beams": beams, **LENGTH}
+    ids = model.generate(pixel_values=pixel_values, input_ids=torch.cat(rows), attention_mask=mask, **options)
+    start = torch.tensor([[model.config.text_config.bos_token_id]])
+    for i, row in enumerate(alone):
+        prompt = torch.cat([start, row], dim=1)
+        expected = model.generate(pixel_values=pixel_values[i : i + 1], input_ids=prompt, **options)
+        assert torch.equal(ids[i, 5 - prompt.shape[1] :], expected[0]), i
+
+
+@every_encoder_decoder
+def test_some_prompts_with_a_start_token_and_some_without(model_type, auto_class):
+    model = tiny_model(model_type, auto_class)
+    prompts, _ = padded_prompts(model)
+    prompts["input_ids"][1, 1] = 9  # the second one's first token
+    with pytest.raises(ValueError, match="some prompts in input_ids begin with the start token and some do not"):
+        model.generate(pixel_values=images(model, 3), **prompts, **LENGTH)
+    with pytest.raises(ValueError, match=r"attention_mask \[3, 3\] must have the shape of input_ids \[3, 4\]"):
+        model.generate(
+            pixel_values=images(model, 3),
+            input_ids=prompts["input_ids"],
+            attention_mask=prompts["attention_mask"][:, 1:],
+        )
+
+
+@every_encoder_decoder
+def test_prompts_by_the_stock_name(model_type, auto_class):
+    model = tiny_model(model_type, auto_class)
+    pixel_values = images(model, 2)
+    prompts = tiny_batch(model, images=2, texts=2)["input_ids"][:, :3]
+    for ids in (prompts, prompts[:, 1:]):
+        expected = model.generate(pixel_values=pixel_values, input_ids=ids, **LENGTH)
+        assert torch.equal(model.generate(pixel_values=pixel_values, decoder_input_ids=ids, **LENGTH), expected)
+
+
+@every_encoder_decoder
+def test_training_with_gradient_checkpointing_does_not_write(model_type, auto_class):
+    model = tiny_model(model_type, auto_class)
+    pixel_values = images(model, 2)
+    expected = model.generate(pixel_values=pixel_values, **LENGTH)
+    model.gradient_checkpointing_enable()
+    assert torch.equal(model.generate(pixel_values=pixel_values, **LENGTH), expected)
+    model.train()
+    with pytest.raises(ValueError, match=r"call model.eval\(\) before it, or pass use_cache=False"):
+        model.generate(pixel_values=pixel_values, **LENGTH)
+    assert torch.equal(model.generate(pixel_values=pixel_values, use_cache=False, **LENGTH), expected)
+
+
+@every_encoder_decoder
+@strategies
 def test_several_prompts_an_image_are_continued_as_with_the_image_repeated(model_type, auto_class, beams):
     model = tiny_model(model_type, auto_class)
     pixel_values = images(model, 2)
