@@ -112,6 +112,39 @@ def test_max_length_never_exceeds_the_tokenizers(processor):
     assert ids.shape[1] == processor.tokenizer.model_max_length
 
 
+@pytest.mark.parametrize("padding", [True, "longest"])
+def test_the_usual_arguments_of_a_tokenizer_are_taken(processor, padding):
+    plain = processor(images=[image()] * 2, text=["a dog", "the"])
+    asked = processor(images=[image()] * 2, text=["a dog", "the"], padding=padding, truncation=True)
+    assert plain.keys() == asked.keys() and all(torch.equal(plain[name], asked[name]) for name in plain)
+
+
+def test_texts_are_padded_to_max_length(processor):
+    prompt = processor(text="a dog", padding="max_length", max_length=6)
+    assert prompt["input_ids"].tolist() == [[PAD] * 3 + [DEC, *words(processor, "a dog")]]
+    caption = processor(suffix="a dog", padding="max_length", max_length=6)
+    assert caption["labels"].tolist() == [[-100, *words(processor, "a dog"), SEP, -100, -100]]
+    whole = processor(text="a dog", padding="max_length")["input_ids"]
+    assert whole.shape[1] == processor.tokenizer.model_max_length
+
+
+def test_without_padding_texts_are_of_one_length(processor):
+    assert processor(text=["a dog", "the cat"], padding=False)["input_ids"].shape == (2, 3)
+    for name in ("text", "suffix"):
+        with pytest.raises(ValueError, match="padding=False takes texts of one length"):
+            processor(**{name: ["a dog", "the"]}, padding=False)
+
+
+def test_truncation_cuts_prompts_too_and_without_it_captions_are_refused(processor):
+    ids = processor(text="dog " * 50, truncation=True, max_length=6)["input_ids"]
+    assert ids.tolist() == [[DEC] + words(processor, "dog") * 4]  # with room for a token more
+    assert processor(suffix="dog " * 4, truncation=False, max_length=6)["input_ids"].shape == (1, 6)
+    with pytest.raises(ValueError, match="suffix makes 7 tokens, 6 are allowed"):
+        processor(suffix="dog " * 5, truncation=False, max_length=6)
+    with pytest.raises(ValueError, match="text has 7 tokens"):
+        processor(text="dog " * 7, suffix="cat", truncation=True, max_length=8)
+
+
 def test_decoding_leaves_special_tokens_out(processor):
     batch = processor(images=[image()] * 2, suffix=["a dog runs", "a cat"])
     assert processor.batch_decode(batch["input_ids"]) == ["a dog runs", "a cat"]
@@ -141,6 +174,9 @@ def test_arguments_of_the_image_processor_pass_through(processor):
         ({"text": ["a dog", "  "]}, ValueError, "text is an empty prompt"),
         ({"text": 7}, TypeError, "text must be a string or a list of strings, got int"),
         ({"text": [7]}, TypeError, "text must be a string or a list of strings, got int"),
+        ({"text": "a dog", "padding": "left"}, ValueError, "padding must be True, False, 'longest' or 'max_length'"),
+        ({"text": "a dog", "truncation": "only_first"}, ValueError, "truncation must be None, True or False"),
+        ({"text": "a dog", "images": 1, "padding_side": "left"}, TypeError, "BlipProcessor takes .*, no padding_side"),
         ({"text": "dog " * 50}, ValueError, r"text has 50 tokens, the prompt may have 38: shorten 'dog dog"),
         ({"text": "dog " * 7, "max_length": 8}, ValueError, "text has 7 tokens, the prompt may have 6"),
         ({"text": ["a dog"] * 3, "images": 2}, ValueError, "text has 3 prompts for 2 images"),

@@ -3,6 +3,7 @@
 from typing import Any
 
 from transformers import BatchFeature
+from transformers.processing_utils import ImagesKwargs, TextKwargs
 
 from hfvlm.processing import VlmProcessor
 
@@ -27,6 +28,8 @@ class BlipProcessor(VlmProcessor):
         text: str | list[str] | None = None,
         suffix: str | list[str] | list[list[str]] | None = None,
         max_length: int | None = None,
+        padding: bool | str = True,
+        truncation: bool | None = None,
         return_tensors: str = "pt",
         **images_kwargs: Any,
     ) -> BatchFeature:
@@ -36,7 +39,12 @@ class BlipProcessor(VlmProcessor):
             text: a prompt, or one an image: what the caption starts with. Left out: the processor's `prompt`.
             suffix: captions to learn, as PaliGemma's processor calls them: one an image, or a list of captions an
                 image, of one length throughout.
-            max_length: tokens a text may have; longer captions are cut (their end token kept), longer prompts refused.
+            max_length: tokens a text may have, the start and end tokens among them.
+            padding: True or "longest": to the longest text; "max_length": to `max_length`; False: texts of one length
+                only.
+            truncation: of texts over the limit. None: captions are cut (their end token kept), prompts refused; True:
+                prompts to continue are cut, too; False: captions are refused, too. A prompt before captions is never
+                cut.
             images_kwargs: for the image processor (`size`, `do_resize`, ...).
 
         Returns:
@@ -45,8 +53,17 @@ class BlipProcessor(VlmProcessor):
             -100 over padding and prompt.
 
         Raises:
-            ValueError: nothing given; an empty prompt; a prompt over the limit; texts that do not fit the images.
+            ValueError: nothing given; an empty prompt; a text over the limit; texts that do not fit the images, or
+                differ in length without padding.
+            TypeError: another argument of a tokenizer.
         """
+        foreign = sorted(images_kwargs.keys() & (TextKwargs.__annotations__.keys() - ImagesKwargs.__annotations__))
+        if foreign:
+            raise TypeError(f"{type(self).__name__} takes max_length, padding and truncation, no {', '.join(foreign)}")
+        if padding not in (True, False, "longest", "max_length"):
+            raise ValueError(f"padding must be True, False, 'longest' or 'max_length', got {padding!r}")
+        if truncation not in (None, True, False):
+            raise ValueError(f"truncation must be None, True or False, got {truncation!r}")
         if images is None and text is None and suffix is None:
             raise ValueError("pass images, text or suffix")
         data = {}
@@ -55,15 +72,24 @@ class BlipProcessor(VlmProcessor):
         count = len(data["pixel_values"]) if images is not None else None
         limit = min(max_length or self.tokenizer.model_max_length, self.tokenizer.model_max_length)
         if suffix is not None:
-            data.update(self._captions(suffix, text, count, limit))
+            data.update(self._captions(suffix, text, count, limit, padding, truncation))
         elif text is not None or self.prompt:
-            data.update(self._prompts(text, count, limit))
+            rows = self._prompt_ids(text, count, limit, cut=bool(truncation))
+            data.update(self._padded(rows, "left", padding, limit))
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
-    def _prompt_ids(self, text: str | list[str] | None, count: int | None, limit: int) -> list[list[int]]:
+    def _padded(self, rows: list[list[int]], side: str, padding: bool | str, limit: int) -> dict[str, list]:
+        if padding is False and len({len(row) for row in rows}) > 1:
+            raise ValueError("padding=False takes texts of one length, these differ: pass padding=True")
+        length = limit if padding == "max_length" else None
+        return self.tokenizer.pad({"input_ids": rows}, padding=padding, max_length=length, padding_side=side)
+
+    def _prompt_ids(
+        self, text: str | list[str] | None, count: int | None, limit: int, cut: bool = False
+    ) -> list[list[int]]:
         """`[DEC]` and the prompt's ids, a row a text (one row for all if there is just one prompt)."""
         texts = [self.prompt] if text is None else list(text) if isinstance(text, (list, tuple)) else [text]
         for prompt in texts:
@@ -71,7 +97,7 @@ class BlipProcessor(VlmProcessor):
                 raise TypeError(f"text must be a string or a list of strings, got {type(prompt).__name__}")
             if text is not None and not prompt.strip():
                 raise ValueError("text is an empty prompt; leave it out to caption without one")
-        rows = [[self.tokenizer.bos_token_id, *self._ids(prompt)] for prompt in texts]
+        rows = [[self.tokenizer.bos_token_id, *self._ids(prompt)][: limit - 1 if cut else None] for prompt in texts]
         for row, prompt in zip(rows, texts, strict=True):
             if len(row) >= limit:
                 raise ValueError(
@@ -83,10 +109,7 @@ class BlipProcessor(VlmProcessor):
             raise ValueError(f"text has {len(rows)} prompts for {count} images; give one, or one an image")
         return rows
 
-    def _prompts(self, text, count, limit) -> dict[str, list]:
-        return self.tokenizer.pad({"input_ids": self._prompt_ids(text, count, limit)}, padding_side="left")
-
-    def _captions(self, suffix, text, count, limit) -> dict[str, list]:
+    def _captions(self, suffix, text, count, limit, padding, truncation) -> dict[str, list]:
         captions = [suffix] if isinstance(suffix, str) else list(suffix)
         if captions and not isinstance(captions[0], str):
             if len({len(group) for group in captions}) != 1:
@@ -98,11 +121,12 @@ class BlipProcessor(VlmProcessor):
         if len(captions) % len(prompts):
             raise ValueError(f"text has {len(prompts)} prompts for {len(captions)} captions")
         share = len(captions) // len(prompts)
-        rows = [
-            [*prompts[i // share], *self._ids(caption)][: limit - 1] + [self.tokenizer.sep_token_id]
-            for i, caption in enumerate(captions)
-        ]
-        batch = self.tokenizer.pad({"input_ids": rows}, padding_side="right")
+        rows = [[*prompts[i // share], *self._ids(caption)] for i, caption in enumerate(captions)]
+        longest = max(map(len, rows)) + 1
+        if truncation is False and longest > limit:
+            raise ValueError(f"suffix makes {longest} tokens, {limit} are allowed: shorten it, or allow truncation")
+        rows = [row[: limit - 1] + [self.tokenizer.sep_token_id] for row in rows]
+        batch = self._padded(rows, "right", padding, limit)
         length = len(batch["input_ids"][0])
         batch["labels"] = [
             [-100] * len(prompts[i // share]) + row[len(prompts[i // share]) :] + [-100] * (length - len(row))
