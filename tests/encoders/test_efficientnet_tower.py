@@ -131,6 +131,14 @@ def test_stochastic_depth_drops_whole_branches_in_training_only():
     torch.testing.assert_close(outputs[~dropped], (features + 2 * branch)[~dropped], rtol=1e-4, atol=1e-5)
 
 
+def test_fresh_convolutions_keep_the_variance_of_what_flows_back():
+    """He's initialisation for rectifiers: each input pixel reaches `k * k * outputs / groups` weights."""
+    for module in tower(width_coefficient=1.0).modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 250:
+            fan_out = module.kernel_size[0] ** 2 * module.out_channels / module.groups
+            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.25)
+
+
 def test_squeeze_excite_gates_channels_by_their_means():
     block = tower().blocks[5]
     gate, features = block.squeeze_excite, torch.randn(2, block.squeeze_excite.expand.out_channels, 3, 3)

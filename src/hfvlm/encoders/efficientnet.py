@@ -115,7 +115,11 @@ def _act(config: EfficientNetTowerConfig) -> nn.Module:
 
 
 class EfficientNetTower(VlmPreTrainedModel):
-    """Pixels to tokens: `[batch, channels, h, w]` -> `[batch, ceil(h / 32) * ceil(w / 32), hidden_size]`."""
+    """Pixels to tokens: `[batch, channels, h, w]` -> `[batch, ceil(h / 32) * ceil(w / 32), hidden_size]`.
+
+    With gradient checkpointing, batch norm that is not frozen takes in every batch twice: the second time when the
+    blocks are computed again. `freeze_batch_norm` keeps it from that.
+    """
 
     config_class = EfficientNetTowerConfig
     main_input_name = "pixel_values"
@@ -146,7 +150,8 @@ class EfficientNetTower(VlmPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, nn.Conv2d):
-            init.kaiming_normal_(module.weight, mode="fan_out")
+            outputs, _, height, width = module.weight.shape
+            init.normal_(module.weight, std=math.sqrt(2 * module.groups / (height * width * outputs)))
 
     def train(self, mode: bool = True) -> "EfficientNetTower":
         super().train(mode)
