@@ -45,6 +45,12 @@ def test_any_size_that_the_patches_divide(size):
     assert tokens.shape == (1, 1 + size[0] // 8 * (size[1] // 8), 24)
 
 
+@pytest.mark.parametrize("size", [(39, 47), (32, 39), (4, 4), (0, 8)])
+def test_a_size_that_the_patches_do_not_divide_is_refused(size):
+    with pytest.raises(ValueError, match=f"are {size[0]}x{size[1]}, .* multiples of the patch size 8"):
+        tower()(torch.randn(1, 3, *size), interpolate_pos_encoding=True)
+
+
 def test_another_number_of_channels():
     assert tower(num_channels=1)(torch.randn(1, 1, 32, 32)).last_hidden_state.shape == (1, 17, 24)
     with pytest.raises(ValueError, match=r"\[batch, 1, height, width\]"):

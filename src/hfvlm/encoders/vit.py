@@ -72,8 +72,9 @@ class VitTower(VlmPreTrainedModel):
             `last_hidden_state` `[batch, 1 + patches, hidden_size]`; `pooler_output`: its class token.
         """
         config = self.config
-        check_pixels(pixel_values, config.num_channels, None if interpolate_pos_encoding else config.image_size)
-        grid = (pixel_values.shape[2] // config.patch_size, pixel_values.shape[3] // config.patch_size)
+        image_size, patch_size = None if interpolate_pos_encoding else config.image_size, config.patch_size
+        check_pixels(pixel_values, config.num_channels, image_size, patch_size)
+        grid = (pixel_values.shape[2] // patch_size, pixel_values.shape[3] // patch_size)
         hidden_states = self.patch_embed(pixel_values.to(self.dtype))
         hidden_states = torch.cat([self.cls_token.expand(hidden_states.shape[0], -1, -1), hidden_states], dim=1)
         positions = self.position_embedding

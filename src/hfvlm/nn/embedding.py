@@ -37,12 +37,15 @@ def resize_positions(table: torch.Tensor, grid: tuple[int, int], prefix_tokens: 
     return torch.cat([prefix, patches.flatten(2).transpose(1, 2)], dim=1)
 
 
-def check_pixels(pixel_values: torch.Tensor, channels: int, image_size: int | None) -> None:
+def check_pixels(
+    pixel_values: torch.Tensor, channels: int, image_size: int | None, patch_size: int | None = None
+) -> None:
     """Refuses pixels that a tower cannot read, and says what it wants instead.
 
     Args:
         channels: what the tower was built for.
         image_size: height and width wanted; None: any.
+        patch_size: what must divide them; None: nothing.
     """
     if not isinstance(pixel_values, torch.Tensor):
         raise TypeError(
@@ -61,4 +64,9 @@ def check_pixels(pixel_values: torch.Tensor, channels: int, image_size: int | No
         raise ValueError(
             f"pixel_values are {pixel_values.shape[2]}x{pixel_values.shape[3]}, this model takes "
             f"{image_size}x{image_size}; resize them, or pass interpolate_pos_encoding=True"
+        )
+    if patch_size is not None and any(side == 0 or side % patch_size for side in pixel_values.shape[2:]):
+        raise ValueError(
+            f"pixel_values are {pixel_values.shape[2]}x{pixel_values.shape[3]}, which cannot be cut into patches of "
+            f"{patch_size}x{patch_size}; resize them to multiples of the patch size {patch_size}"
         )
