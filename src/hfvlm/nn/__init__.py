@@ -1,1 +1,1 @@
-"""Parts that every tower and architecture is made of; torch only."""
+"""Parts that every tower and architecture is made of: torch and transformers, no towers."""
