@@ -87,6 +87,27 @@ def test_searches_as_the_releases_did(model, length_penalty, early_stopping):
             assert score == pytest.approx(theirs, abs=1e-4)
 
 
+@pytest.mark.parametrize("length_penalty", [1.0, 2.0])
+def test_padding_does_not_count(model, length_penalty):
+    prompts = [[START, 9, 11, 17, 21, 30, 31, 32], [START], [START, 9, 11]]
+    width = max(map(len, prompts))
+    ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in prompts])
+    options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 6, "length_penalty": length_penalty}
+    options |= {"return_dict_in_generate": True, "output_scores": True}
+    for seed in range(4):
+        torch.manual_seed(seed)
+        images = torch.randn(3, 3, 32, 32)
+        together = model.generate(images, input_ids=ids, attention_mask=(ids != PAD).long(), **options)
+        for i, prompt in enumerate(prompts):
+            alone = model.generate(images[i : i + 1], input_ids=torch.tensor([prompt]), **options)
+            rows = slice(3 * i, 3 * i + 3)
+            written = together.sequences[rows, width:]
+            expected = alone.sequences[:, len(prompt) :]
+            assert torch.equal(written[:, : expected.shape[1]], expected)
+            assert (written[:, expected.shape[1] :] == PAD).all()
+            torch.testing.assert_close(together.sequences_scores[rows], alone.sequences_scores, rtol=1e-4, atol=1e-4)
+
+
 def test_is_stock_where_the_config_does_not_ask(model):
     torch.manual_seed(0)
     images, prompt = torch.randn(2, 3, 32, 32), torch.tensor([[START, 9, 11]] * 2)

@@ -6,9 +6,15 @@ among them. The 4.x search also asks a little later whether it can stop, and at 
 beams although ended ones rank above them. With a prompt, or near the limit, the two choose different captions.
 """
 
+from contextvars import ContextVar
+
 import torch
 from transformers import GenerationMixin
 from transformers.generation.stopping_criteria import MaxLengthCriteria, StoppingCriteriaList
+
+
+#: padding before each prompt of the search under way, `[prompts, 1]`, which no hook of the stock search is given
+PADDING: ContextVar[torch.Tensor | int] = ContextVar("PADDING", default=0)
 
 
 class BeamSearchMixin(GenerationMixin):
@@ -20,7 +26,13 @@ class BeamSearchMixin(GenerationMixin):
         stopping_criteria = StoppingCriteriaList(  # the length limit is applied below, told from an end token
             criterion for criterion in stopping_criteria if not isinstance(criterion, MaxLengthCriteria)
         )
-        output = super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+        mask = kwargs.get("decoder_attention_mask")
+        padding = 0 if mask is None else (mask == 0).sum(-1, keepdim=True)[:: generation_config.num_beams]
+        token = PADDING.set(padding)
+        try:
+            output = super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+        finally:
+            PADDING.reset(token)
         ends, pad = generation_config._eos_token_tensor, generation_config._pad_token_tensor
         if ends is not None and pad is not None:  # stock search takes a pad token 0 for none, and pads with the end
             sequences = output if isinstance(output, torch.Tensor) else output.sequences
@@ -40,12 +52,13 @@ class BeamSearchMixin(GenerationMixin):
             return super()._update_finished_beams(**step)
         candidates, ended = step["topk_log_probs"], step["next_token_hits_stopping_criteria"]
         cur_len, limit = step["cur_len"], step["sequences"].shape[-1]
-        step["decoder_prompt_len"] = 1  # the stock score divides by cur_len + 1 - this
+        padding = PADDING.get()
+        step["decoder_prompt_len"] = 1 + padding  # the stock score divides by cur_len + 1 - this
         finished = super()._update_finished_beams(**step)
         _, scores, _, is_finished = finished
 
         best_length = limit if step["early_stopping"] == "never" and step["length_penalty"] > 0 else cur_len
-        best = candidates.amax(-1, keepdim=True) / best_length ** step["length_penalty"]
+        best = candidates.amax(-1, keepdim=True) / (best_length - padding) ** step["length_penalty"]
         no_better = (best <= scores.amin(-1, keepdim=True)) | (step["early_stopping"] is True)
         is_open = step["is_early_stop_heuristic_unsatisfied"]
         is_open &= ~(is_finished.all(-1, keepdim=True) & no_better)
