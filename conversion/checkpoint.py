@@ -24,11 +24,13 @@ class Checkpoint:
     Args:
         tensors: by key, unwrapped.
         config: `config.json` of a transformers folder, else None.
+        generation: `generation_config.json` of a transformers folder, else None.
         folder: where the files that belong to it (vocabulary, image settings) lie, if anywhere.
     """
 
     tensors: dict[str, torch.Tensor]
     config: dict[str, Any] | None = None
+    generation: dict[str, Any] | None = None
     folder: Path | None = None
 
 
@@ -48,11 +50,17 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     if path.is_file():
         return Checkpoint(unwrap(_read_file(path), path), folder=path.parent)
-    config = path / "config.json"
-    config = json.loads(config.read_text()) if config.exists() else {}
+    config = _read_json(path / "config.json") or {}
     return Checkpoint(
-        unwrap(_read_weights(path), path), config=config if "model_type" in config else None, folder=path
+        unwrap(_read_weights(path), path),
+        config=config if "model_type" in config else None,
+        generation=_read_json(path / "generation_config.json"),
+        folder=path,
     )
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _read_weights(folder: Path) -> Any:
@@ -69,7 +77,7 @@ def _read_weights(folder: Path) -> Any:
 
 def _read_shards(index: Path) -> dict[str, torch.Tensor]:
     tensors = {}
-    for name in sorted(set(json.loads(index.read_text())["weight_map"].values())):
+    for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())):
         shard = index.parent / name
         if shard.resolve().parent != index.parent.resolve() or not shard.is_file():
             raise FileNotFoundError(f"{index} names the shard {name!r}, which is not in the folder")

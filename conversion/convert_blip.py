@@ -97,6 +97,8 @@ def to_transformers(model: BlipForConditionalGeneration) -> transformers.BlipFor
     """
     theirs = transformers.BlipForConditionalGeneration(blip_rules.in_tree_config(model.config))
     folder.fill(theirs, invert(blip_rules.IN_TREE_CAPTIONER), model.state_dict())
+    for part in (theirs, theirs.text_decoder):  # the first is saved, the second is what its generate() asks
+        folder.carry_generation(model.generation_config.to_diff_dict(), part)
     return theirs.eval()
 
 
@@ -121,7 +123,9 @@ def _converted(part, checkpoint, variant, config, image_size, vocab, output, ver
 
 def _source(checkpoint: Source) -> Checkpoint:
     if isinstance(checkpoint, PreTrainedModel):
-        return Checkpoint(dict(checkpoint.state_dict()), checkpoint.config.to_dict())
+        generation = getattr(checkpoint, "generation_config", None)  # an image tower has none
+        generation = None if generation is None else generation.to_diff_dict()
+        return Checkpoint(dict(checkpoint.state_dict()), checkpoint.config.to_dict(), generation)
     if isinstance(checkpoint, Mapping):
         return Checkpoint(unwrap(checkpoint, "the state dict"))
     return read_checkpoint(checkpoint)
@@ -164,6 +168,7 @@ def _captioner(source: Checkpoint, variant, config, image_size, vocab) -> Conver
     if released:
         processor = None if words is None else release_processor(words, model.config)
     else:
+        folder.carry_generation(source.generation or {}, model)
         processor = carried_processor(source.folder, model.config)
     return Conversion(model, processor, dropped)
 
@@ -188,7 +193,7 @@ def _words(vocab: str | Path | None, beside: Path | None) -> dict[str, int] | No
 def _config(fields: dict[str, Any], variant: str | None, config: ConfigLike, image_size: int | None) -> BlipConfig:
     """What the source tells, then the variant, then the caller's config, each over the one before."""
     if isinstance(config, (str, Path)):
-        config = json.loads(Path(config).read_text())
+        config = json.loads(Path(config).read_text(encoding="utf-8"))
     config = dict(config or {})
     if variant is not None:
         BlipConfig.variant(variant)  # refuses a name that it does not know
@@ -236,7 +241,7 @@ def _save(output: str | Path, *parts: Any) -> None:
 def _opened(path: Path) -> Conversion | None:
     """A captioner and its processor from an hfvlm folder; None if `path` is something else."""
     file = path / "config.json"
-    if not file.is_file() or json.loads(file.read_text()).get("model_type") != BlipConfig.model_type:
+    if not file.is_file() or json.loads(file.read_text(encoding="utf-8")).get("model_type") != BlipConfig.model_type:
         return None
     model = BlipForConditionalGeneration.from_pretrained(path).eval()
     processor = BlipProcessor.from_pretrained(path) if (path / "tokenizer.json").is_file() else None
@@ -268,6 +273,7 @@ def main(argv: list[str] | None = None) -> int:
         elif any(wish is not None for wish in wishes):
             raise ValueError("an hfvlm folder has its sizes and vocabulary: leave --variant, --config, ... out")
         if args.to == "transformers":
+            searches_as_release = conversion.model.config.release_beam_search
             processor = None if conversion.processor is None else in_tree_processor(conversion.processor)
             conversion = Conversion(to_transformers(conversion.model), processor, conversion.dropped)
             _save(args.output, conversion.model, processor)
@@ -276,6 +282,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     for reason, count in Counter(conversion.dropped.values()).items():
         print(f"left out {count} keys: {reason}")
+    if args.to == "transformers" and searches_as_release:
+        print("release_beam_search is not carried over: transformers' own beam search can give other captions")
     if conversion.processor is None and args.part == "captioner":
         print("no processor written: give --vocab, or a folder with a tokenizer")
     print(f"{args.output}: {sum(p.numel() for p in conversion.model.parameters()):,} parameters")

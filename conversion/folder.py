@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -28,6 +29,20 @@ def fill(model: PreTrainedModel, rules: Iterable[Rule], tensors: Mapping[str, to
     model.to(functools.reduce(torch.promote_types, kinds))
     model.load_state_dict({**model.state_dict(), **converted.tensors})
     return converted.dropped
+
+
+#: Generation settings that a model has from its own configuration.
+OWN_GENERATION = {"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"}
+
+
+def carry_generation(settings: Mapping[str, Any], model: PreTrainedModel) -> None:
+    """Gives a model the generation settings (beams, lengths, ...) of the one that it was converted from.
+
+    Args:
+        settings: as in `generation_config.json`; special tokens stay the model's own.
+    """
+    unlike = OWN_GENERATION | {"transformers_version", "_from_model_config"}
+    model.generation_config.update(**{name: value for name, value in settings.items() if name not in unlike})
 
 
 def require_finite(name: str, tensor: torch.Tensor) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from tiny import tiny_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import hfvlm
-from hfvlm.conversion.convert_blip import convert, convert_vision, main, to_release_keys
+from hfvlm.conversion.convert_blip import convert, convert_vision, main, to_release_keys, to_transformers
 from hfvlm.conversion.rules import KeyMismatch
 from hfvlm.encoders.vit import VitTower
 from hfvlm.models.blip.configuration_blip import VARIANTS
@@ -218,10 +219,28 @@ def test_the_command_in_a_fresh_interpreter(folder, model):
     assert sorted(path.name for path in folder.parent.iterdir()) == ["out", "release"]
 
 
+def test_generation_settings_go_with_the_model_both_ways(model, tmp_path, capsys):
+    ours = type(model)(model.config)
+    ours.generation_config.update(num_beams=3, max_new_tokens=7, repetition_penalty=1.5)
+    ours.save_pretrained(tmp_path / "ours")
+    there = ["--checkpoint", str(tmp_path / "ours"), "--output", str(tmp_path / "theirs"), "--to", "transformers"]
+    assert main(there) == 0
+    assert "release_beam_search" not in capsys.readouterr().out
+    theirs = transformers.BlipForConditionalGeneration.from_pretrained(tmp_path / "theirs")
+    for source in (tmp_path / "theirs", theirs):
+        back = convert(source).generation_config
+        assert (back.num_beams, back.max_new_tokens, back.repetition_penalty) == (3, 7, 1.5)
+        own = ours.generation_config
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            assert getattr(back, name) == getattr(own, name)
+    assert to_transformers(ours).text_decoder.generation_config.num_beams == 3
+
+
 def test_the_command_writes_transformers_format_from_a_release(folder, capsys):
     assert main(arguments(folder, "--to", "transformers")) == 0
     config = json.loads((folder.parent / "out" / "config.json").read_text())
     assert config["model_type"] == "blip" and config["text_config"]["sep_token_id"] == 3
+    assert "release_beam_search is not carried over" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(arguments(folder, "--to", "transformers", "--part", "vision"))
 
