@@ -4,11 +4,18 @@ Importing this package costs next to nothing: it makes the architectures known t
 imports each public name on first use.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hfvlm import models, registry  # noqa: F401  (importing models fills the registry)
 from hfvlm.registry import register
 from hfvlm.version import __version__
+
+
+if TYPE_CHECKING:  # what __getattr__ imports
+    from hfvlm.models.blip.configuration_blip import BlipConfig
+    from hfvlm.models.blip.modeling_blip import BlipForConditionalGeneration, BlipModel
+    from hfvlm.models.blip.processing_blip import BlipProcessor
+    from hfvlm.pipelines import pipeline
 
 
 _PUBLIC = {
@@ -35,4 +42,12 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_PUBLIC, *classes])
 
 
-__all__ = ["__version__", "register"]
+__all__ = [
+    "BlipConfig",
+    "BlipForConditionalGeneration",
+    "BlipModel",
+    "BlipProcessor",
+    "__version__",
+    "pipeline",
+    "register",
+]
