@@ -144,6 +144,11 @@ def test_the_memory_mask_belongs_to_the_memory(path):
     torch.testing.assert_close(outputs[3:], module(hidden[3:], memory[1:, :4])[0], **close)
 
 
+def test_sdpa_has_no_weights_whatever_the_kernel(path):
+    for module, memory in ((self_attention(), ()), (cross_attention(), (torch.randn(2, 5, 40),))):
+        assert module(torch.randn(2, 3, DIM), *memory)[1] is None
+
+
 def test_weights_come_a_text_each():
     module = cross_attention()
     module.config = config("eager")

@@ -59,9 +59,9 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Runs the attention function that the config names; on CPU, few queries take the matrix products instead.
 
-    Shapes as in `matmul_attention`; weights are None unless the implementation returns them.
+    Shapes as in `matmul_attention`; weights are None unless the implementation that the config names returns them.
     """
-    implementation = module.config._attn_implementation
+    implementation = named = module.config._attn_implementation
     if (
         implementation == "sdpa"
         and query.device.type == "cpu"
@@ -71,7 +71,7 @@ def attend(
     ):
         implementation = "eager"
     function = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, matmul_attention)
-    return function(
+    context, weights = function(
         module,
         query,
         key,
@@ -81,6 +81,7 @@ def attend(
         scaling=module.scaling,
         **kwargs,
     )
+    return context, weights if implementation == named else None  # not some calls with weights and some without
 
 
 class _MultiHead(nn.Module):
