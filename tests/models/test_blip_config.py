@@ -59,6 +59,33 @@ def test_ready_sub_configs_are_taken_as_they_are():
     assert config.vision_config is vision and config.text_config is text
 
 
+def test_a_variant_with_another_vision_tower_has_nothing_of_the_vit():
+    config = BlipConfig.variant("tiny", vision_config={"model_type": "hfvlm_efficientnet_tower", "lite": True})
+    assert config.vision_config.to_dict() == EfficientNetTowerConfig(lite=True).to_dict()
+    assert config.text_config.hidden_size == VARIANTS["tiny"]["text_config"]["hidden_size"]
+
+
+def test_a_variant_takes_ready_sub_configs():
+    vision = VitTowerConfig(hidden_size=96, num_attention_heads=3)
+    text = BertTowerConfig(hidden_size=48, num_attention_heads=4, encoder_hidden_size=96, is_decoder=True)
+    config = BlipConfig.variant("tiny", vision_config=vision, text_config=text)
+    assert config.vision_config is vision and config.text_config is text
+
+
+@pytest.mark.parametrize(
+    ("field", "tower"),
+    [
+        ("vision_config", BertTowerConfig(encoder_hidden_size=768)),
+        ("text_config", VitTowerConfig()),
+        ("text_config", EfficientNetTowerConfig()),
+    ],
+)
+def test_a_tower_in_the_wrong_place_is_refused(field, tower):
+    for given in (tower, {"model_type": tower.model_type}):
+        with pytest.raises(ValueError, match=f"{field}.model_type is '{tower.model_type}'; known towers: "):
+            BlipConfig(**{field: given})
+
+
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0])
 def test_label_smoothing_has_a_range(smoothing):
     with pytest.raises((ValueError, StrictDataclassError), match=r"label_smoothing must be in \[0, 1\)"):

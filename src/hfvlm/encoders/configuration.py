@@ -108,20 +108,31 @@ class BertTowerConfig(PreTrainedConfig):
 TOWER_CONFIGS = {config.model_type: config for config in (VitTowerConfig, EfficientNetTowerConfig, BertTowerConfig)}
 
 
-def tower_config(config: dict | PreTrainedConfig | None, default: type[PreTrainedConfig], name: str):
+def tower_config(
+    config: dict | PreTrainedConfig | None,
+    default: type[PreTrainedConfig],
+    name: str,
+    others: tuple[type[PreTrainedConfig], ...] = (),
+) -> PreTrainedConfig:
     """A sub-config from what `config.json` or the caller gave.
 
     Args:
         config: a ready config, a dict (its `model_type` picks the class, `default` if it has none), or None.
         name: the field, for the error.
+        others: further towers that the field may name. A ready config of a foreign class is taken too, for a tower
+            that is given ready.
+
+    Raises:
+        ValueError: for a tower that the field cannot hold.
+        TypeError: for anything but a dict or a config.
     """
-    if isinstance(config, PreTrainedConfig):
-        return config
     if config is None:
         return default()
-    if not isinstance(config, dict):
+    if not isinstance(config, (dict, PreTrainedConfig)):
         raise TypeError(f"{name} must be a dict or a config, got {type(config).__name__}")
-    kind = config.get("model_type", default.model_type)
-    if kind not in TOWER_CONFIGS:
-        raise ValueError(f"{name}.model_type is {kind!r}; known towers: {', '.join(sorted(TOWER_CONFIGS))}")
-    return TOWER_CONFIGS[kind](**config)
+    towers = {tower.model_type: tower for tower in (default, *others)}
+    ready = isinstance(config, PreTrainedConfig)
+    kind = config.model_type if ready else config.get("model_type", default.model_type)
+    if kind not in towers and not (ready and kind not in TOWER_CONFIGS):
+        raise ValueError(f"{name}.model_type is {kind!r}; known towers: {', '.join(sorted(towers))}")
+    return config if ready else towers[kind](**config)

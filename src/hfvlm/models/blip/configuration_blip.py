@@ -3,7 +3,12 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from hfvlm.encoders.configuration import BertTowerConfig, VitTowerConfig, tower_config
+from hfvlm.encoders.configuration import (
+    BertTowerConfig,
+    EfficientNetTowerConfig,
+    VitTowerConfig,
+    tower_config,
+)
 
 
 #: Published sizes: what cannot be read off a checkpoint's shapes, and everything that a fresh model needs.
@@ -73,7 +78,9 @@ class BlipConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
-        self.vision_config = tower_config(self.vision_config, VitTowerConfig, "vision_config")
+        self.vision_config = tower_config(
+            self.vision_config, VitTowerConfig, "vision_config", (EfficientNetTowerConfig,)
+        )
         text = self.text_config if isinstance(self.text_config, (dict, PreTrainedConfig)) else {}
         if isinstance(text, dict):  # BLIP's BERT: 30522 words, [DEC] and [ENC]; no token types; padded to 512
             text = {
@@ -99,10 +106,18 @@ class BlipConfig(PreTrainedConfig):
 
     @classmethod
     def variant(cls, name: str, **overrides) -> "BlipConfig":
-        """The configuration of a published size, with fields (also those of sub-configs) overridden."""
+        """The configuration of a published size, with fields overridden.
+
+        Args:
+            overrides: a dict for a sub-config overrides its fields; one that names another tower by `model_type`, or
+                a ready config, replaces it.
+        """
         if name not in VARIANTS:
             raise ValueError(f"unknown BLIP variant {name!r}; choose from {', '.join(VARIANTS)}")
         fields = {**VARIANTS[name], **overrides}
-        for key in ("vision_config", "text_config"):
-            fields[key] = {**VARIANTS[name].get(key, {}), **(overrides.get(key) or {})}
+        for key, tower in (("vision_config", VitTowerConfig), ("text_config", BertTowerConfig)):
+            given = {} if overrides.get(key) is None else overrides[key]
+            if isinstance(given, dict) and given.get("model_type", tower.model_type) == tower.model_type:
+                given = {**VARIANTS[name].get(key, {}), **given}
+            fields[key] = given
         return cls(**fields)
