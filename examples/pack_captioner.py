@@ -30,7 +30,9 @@ def main() -> None:
         raise SystemExit("a weight is too large for fp16")
     save_file(halved, args.output / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((args.model / "config.json").read_text(encoding="utf-8"))
-    config = {k: v for k, v in config.items() if k not in ("auto_map", "custom_pipelines")} | {"dtype": "float32"}
+    config = {k: v for k, v in config.items() if k not in ("auto_map", "custom_pipelines", "use_cache")} | {
+        "dtype": "float32"
+    }
     (args.output / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for name in FILES:
         shutil.copy(args.model / name, args.output / name)
