@@ -180,12 +180,14 @@ def _copy_code(saved: Any, folder: Path) -> None:
     manifest = json.loads(read(MANIFEST))
     running = Path(sys.modules[module].__file__).parent
     code = {}
-    for name in manifest["files"]:
+    for name, digest in manifest["files"].items():
         if Path(name).name != name or not name.endswith(".py"):
             raise ValueError(f"{MANIFEST} of {source} lists {name!r}, which is no module beside it")
         code[name] = read(name)
         if (running / name).is_file() and (running / name).read_bytes() != code[name]:
             raise ValueError(f"{name} in {source} has changed since it was loaded")
+        if hashlib.sha256(code[name]).hexdigest() != digest:
+            raise ValueError(f"{name} in {source} has changed since it was saved: {MANIFEST} has another hash")
     write_code(folder, code, manifest["hfvlm"])
 
 

@@ -340,7 +340,9 @@ def test_processor_files_alone_load_without_hfvlm_only_when_trusted(clean):
     assert "trust_remote_code=True" in clean[0]["untrusted"]
 
 
-@pytest.mark.parametrize(("change", "reason"), [("gone", "is gone"), ("changed", "outputs.py")])
+@pytest.mark.parametrize(
+    ("change", "reason"), [("gone", "is gone"), ("changed", "outputs.py"), ("edited", "pipelines_image_to_text.py")]
+)
 def test_without_the_place_it_came_from_the_pipeline_is_dropped_with_a_warning(clean, change, reason):
     seen, work = clean
     (warning,) = seen[change]

@@ -161,6 +161,12 @@ def test_architecture_without_the_task(vit):
         pipeline("image-to-text", vit)
 
 
+@pytest.mark.parametrize("name", ["./nofolder", "nonsense/none"])
+def test_a_model_that_is_nowhere_is_named(name):
+    with pytest.raises(OSError, match=f"model '{name}' is no folder here"):
+        hfvlm.pipeline("image-to-text", model=name)
+
+
 def test_folder_without_a_config(tmp_path):
     with pytest.raises(ValueError, match="no config.json"):
         pipeline("image-to-text", str(tmp_path))

@@ -207,6 +207,11 @@ def test_bad_prompts(pipe, images, prompt, message):
         pipe([{"image": images[0], "prompt": prompt}])
 
 
+def test_a_list_of_prompts_is_refused(pipe, images):
+    with pytest.raises(TypeError, match="one an image pass rows"):
+        pipe(images, prompt=["a dog", "a cat"])
+
+
 def test_needs_a_processor(model):
     with pytest.raises(ValueError, match="processor="):
         ImageToTextPipeline(model)

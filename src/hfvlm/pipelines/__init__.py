@@ -106,9 +106,10 @@ def _config_fields(arguments: dict[str, Any]) -> dict[str, Any]:
     hub = {name: value for name, value in _hub_options(arguments).items() if name != "trust_remote_code"}
     try:
         fields = PreTrainedConfig.get_config_dict(source, **hub)[0]
-    except OSError:
+    except OSError as error:
         if arguments["task"] is not None:
-            raise
+            name = os.fspath(source)
+            raise OSError(f"model {name!r} is no folder here and cannot be had from the Hub: {error}") from error
         fields = {}
     if not fields and arguments["task"] is not None:  # without a task, transformers may infer it from the Hub
         raise ValueError(f"{os.fspath(source)!r} has no config.json: it is not the folder of a model")

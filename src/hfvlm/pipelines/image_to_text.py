@@ -72,6 +72,11 @@ class ImageToTextPipeline(Pipeline):
         generate_kwargs: dict[str, Any] | None = None,
         timeout: float | None = None,
     ) -> tuple[dict, dict, dict]:
+        if prompt is not None and not isinstance(prompt, str):
+            raise TypeError(
+                f"prompt must be a string for all images, got {type(prompt).__name__}; for one an image pass rows: "
+                '{"image": ..., "prompt": ...}'
+            )
         generate = dict(generate_kwargs or {})
         if max_new_tokens is not None:
             if "max_new_tokens" in generate:
