@@ -6,15 +6,16 @@ import torch
 from hfvlm.nn.linear import FEW_ROWS, Linear
 
 
+@pytest.mark.parametrize("outputs", [5, 8])  # in one block, in four
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1,), (2,), (3, 1), (2, 4), (FEW_ROWS[-1],), (FEW_ROWS[-1] + 1,), (0,)])
-def test_any_number_of_rows(shape, bias):
-    layer = Linear(7, 5, bias=bias)
+def test_any_number_of_rows(shape, bias, outputs):
+    layer = Linear(7, outputs, bias=bias)
     rows = torch.randn(*shape, 7)
     expected = torch.nn.functional.linear(rows, layer.weight, layer.bias)
     with torch.no_grad():
         result = layer(rows)
-    assert result.shape == (*shape, 5) and result.is_contiguous()
+    assert result.shape == (*shape, outputs) and result.is_contiguous()
     torch.testing.assert_close(result, expected.detach())
     torch.testing.assert_close(layer(rows), expected)  # with gradients
 
