@@ -166,10 +166,7 @@ class MapCollator(CaptionCollator):
     """`CaptionCollator` whose images are cached maps already."""
 
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
-        maps = torch.stack([item["image"] for item in items])
-        batch = self.processor(suffix=[item["captions"] for item in items], max_length=self.max_length)
-        batch["labels"][batch["labels"] == self.processor.tokenizer.unk_token_id] = -100
-        return {"pixel_values": maps, **batch}
+        return {"pixel_values": torch.stack([item["image"] for item in items]), **self.batch(items)}
 
 
 class NumberedImages(CaptionedImages):

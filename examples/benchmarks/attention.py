@@ -7,11 +7,10 @@ of an image. The ratio is sdpa's median time over the products'; `CPU_MATMUL_QUE
 where it crosses 1.
 """
 
-import statistics
-import time
 from types import SimpleNamespace
 
 import torch
+from timing import alternate
 
 from hfvlm.nn.attention import matmul_attention
 
@@ -26,17 +25,11 @@ def main() -> None:
             key, value = torch.randn(2, images, 12, 577, 64, dtype=dtype).unbind(0)
             for queries in (1, 2, 3, 4, 5, 8, 12, 16, 24, 32):
                 query = torch.randn(images, 12, queries, 64, dtype=dtype)
-                calls = (
-                    lambda q=query, k=key, v=value: torch.nn.functional.scaled_dot_product_attention(q, k, v),
-                    lambda q=query, k=key, v=value: matmul_attention(module, q, k, v, None),
-                )
-                seconds = ([], [])
-                for _ in range(60):
-                    for call, times in zip(calls, seconds, strict=True):
-                        start = time.perf_counter()
-                        call()
-                        times.append(time.perf_counter() - start)
-                sdpa, products = (1e6 * statistics.median(times) for times in seconds)
+                calls = {
+                    "sdpa": lambda q=query, k=key, v=value: torch.nn.functional.scaled_dot_product_attention(q, k, v),
+                    "products": lambda q=query, k=key, v=value: matmul_attention(module, q, k, v, None),
+                }
+                sdpa, products = (1e6 * seconds for seconds in alternate(calls, 60).values())
                 name = str(dtype).removeprefix("torch.")
                 print(f"| {name} | {images} | {queries} | {sdpa:.0f} | {products:.0f} | {sdpa / products:.2f} |")
 

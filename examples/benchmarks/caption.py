@@ -12,13 +12,12 @@ import argparse
 import os
 import re
 import resource
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
+from timing import alternate
 
 import hfvlm
 from hfvlm.conversion.convert_blip import to_transformers
@@ -53,19 +52,6 @@ def generate(model, pixel_values, beams: int, tokens: int) -> torch.Tensor:
         max_new_tokens=tokens,
         min_new_tokens=tokens,
     )
-
-
-def alternate(functions: dict, rounds: int) -> dict[str, float]:
-    """Median seconds of each function, called in turn `rounds` times after one call to warm up."""
-    seconds = {name: [] for name in functions}
-    for function in functions.values():
-        function()
-    for _ in range(rounds):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 @torch.inference_mode()

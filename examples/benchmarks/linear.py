@@ -7,10 +7,9 @@ The layers are those of BLIP-base's decoder; each product reads other weights th
 """
 
 import itertools
-import statistics
-import time
 
 import torch
+from timing import alternate
 
 
 def turned(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, blocks: int = 4) -> torch.Tensor:
@@ -31,17 +30,11 @@ def main() -> None:
             bias = torch.randn(outputs, dtype=dtype)
             for count in (1, 2, 3, 5, 8, 16, 24, 32):
                 rows = torch.randn(count, inputs, dtype=dtype)
-                calls = (
-                    lambda x=rows, w=weights, b=bias: torch.nn.functional.linear(x, next(w), b),
-                    lambda x=rows, w=weights, b=bias: turned(x, next(w), b),
-                )
-                seconds = ([], [])
-                for _ in range(40):
-                    for call, times in zip(calls, seconds, strict=True):
-                        start = time.perf_counter()
-                        call()
-                        times.append(time.perf_counter() - start)
-                usual, other = (1e6 * statistics.median(times) for times in seconds)
+                calls = {
+                    "usual": lambda x=rows, w=weights, b=bias: torch.nn.functional.linear(x, next(w), b),
+                    "other": lambda x=rows, w=weights, b=bias: turned(x, next(w), b),
+                }
+                usual, other = (1e6 * seconds for seconds in alternate(calls, 40).values())
                 name = str(dtype).removeprefix("torch.")
                 print(f"| {name} | {outputs}x{inputs} | {count} | {usual:.0f} | {other:.0f} | {usual / other:.2f} |")
 

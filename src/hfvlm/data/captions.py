@@ -97,10 +97,10 @@ class CaptionCollator:
         self.processor, self.max_length = processor, max_length
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = self.processor(
-            images=[item["image"] for item in items],
-            suffix=[item["captions"] for item in items],
-            max_length=self.max_length,
-        )
+        return self.batch(items, images=[item["image"] for item in items])
+
+    def batch(self, items: list[dict[str, Any]], **images: Any) -> dict[str, torch.Tensor]:
+        """The captions of `items`, and what the processor makes of `images`."""
+        batch = self.processor(suffix=[item["captions"] for item in items], max_length=self.max_length, **images)
         batch["labels"][batch["labels"] == self.processor.tokenizer.unk_token_id] = -100
         return dict(batch)
