@@ -1,7 +1,7 @@
 """Configurations of the towers, and the one place that turns a sub-config dict into its class."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 
 def require_heads(config: PreTrainedConfig) -> None:
@@ -13,9 +13,33 @@ def require_heads(config: PreTrainedConfig) -> None:
         )
 
 
+def require_choice(config: PreTrainedConfig, field: str, choices: tuple[str, ...]) -> None:
+    """Refuses a value that a field does not know, and names those that it does."""
+    value = getattr(config, field)
+    if value not in choices:
+        raise ValueError(f"{field} must be one of {', '.join(choices)}; got {value!r}")
+
+
 @strict
 class VitTowerConfig(PreTrainedConfig):
-    """Vision transformer: patches, a class token, learned positions, pre-norm blocks, a final norm on all tokens."""
+    """Vision transformer: patches, learned positions, pre-norm blocks, a norm, a pooled vector.
+
+    The defaults are the ViT of timm, ALBEF and BLIP; what CLIP, MoCo v3 and the ViT paper's variants do otherwise:
+
+    Args:
+        class_token: a learned token before the patches.
+        pooling: what `pooler_output` is: the class token ("cls") or the mean of the patches ("mean").
+        position_embedding: "learned", one table; "factorised", a table of rows and one of columns, half the width
+            each; "sincos", fixed sines and cosines of rows and columns.
+        interpolation: how a learned table follows another image size, "bicubic" or "bilinear".
+        patch_bias: the patch projection has a bias.
+        pre_norm: a norm before the first block.
+        final_norm: what the norm after the last block is for: every token ("tokens"), the pooled vector alone
+            ("pooled"), or nothing ("none").
+        stem_config: a convolutional backbone of transformers (`BitConfig`, `ResNetConfig`, ...) whose last feature map
+            is cut into patches instead of the image (the paper's hybrid). `patch_size` stays in pixels: the
+            backbone's stride times the patch on the map.
+    """
 
     model_type = "hfvlm_vit_tower"
 
@@ -29,7 +53,22 @@ class VitTowerConfig(PreTrainedConfig):
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-6
     attention_dropout: float = 0.0
+    hidden_dropout_prob: float = 0.0
+    class_token: bool = True
+    pooling: str = "cls"
+    position_embedding: str = "learned"
+    interpolation: str = "bicubic"
+    patch_bias: bool = True
+    pre_norm: bool = False
+    final_norm: str = "tokens"
+    stem_config: dict | PreTrainedConfig | None = None
     initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.stem_config, dict):
+            stem = dict(self.stem_config)
+            self.stem_config = CONFIG_MAPPING[stem.pop("model_type", "bit")](**stem)
+        super().__post_init__(**kwargs)
 
     @property
     def grid_size(self) -> int:
@@ -37,8 +76,64 @@ class VitTowerConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         require_heads(self)
-        if self.image_size % self.patch_size:
+        if self.patch_size < 1 or self.image_size < 1 or self.image_size % self.patch_size:
             raise ValueError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size})")
+        require_choice(self, "pooling", ("cls", "mean"))
+        require_choice(self, "position_embedding", ("learned", "factorised", "sincos"))
+        require_choice(self, "interpolation", ("bicubic", "bilinear"))
+        require_choice(self, "final_norm", ("tokens", "pooled", "none"))
+        if self.pooling == "cls" and not self.class_token:
+            raise ValueError("pooling 'cls' needs class_token=True; without a class token, pooling is 'mean'")
+        parts = {"factorised": 2, "sincos": 4}.get(self.position_embedding, 1)
+        if self.hidden_size % parts:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be a multiple of {parts} for "
+                f"position_embedding={self.position_embedding!r}"
+            )
+
+
+@strict
+class ResNetTowerConfig(PreTrainedConfig):
+    """ResNet v1.5, or the ResNet of CLIP: the last feature map's positions are the tokens.
+
+    Args:
+        depths: blocks in each of the four stages.
+        width: channels of the stem and of the first stage's 3x3 convolutions.
+        bottleneck: blocks of 1x1, 3x3, 1x1 (four times the width); else two of 3x3.
+        modified: CLIP's: a stem of three convolutions, and average pooling wherever a convolution had a stride.
+        pooling: `pooler_output` is the mean of the tokens ("mean"), or CLIP's attention pooling ("attention").
+        num_attention_heads, output_dim: of the attention pooling; its output has `output_dim` numbers.
+        image_size: pixels a side; attention pooling has a position for every token.
+    """
+
+    model_type = "hfvlm_resnet_tower"
+
+    depths: list[int] | tuple[int, ...] = (3, 4, 6, 3)
+    width: int = 64
+    bottleneck: bool = True
+    modified: bool = False
+    pooling: str = "mean"
+    num_attention_heads: int = 32
+    output_dim: int = 1024
+    image_size: int = 224
+    num_channels: int = 3
+    batch_norm_eps: float = 1e-5
+    batch_norm_momentum: float = 0.1
+    initializer_range: float = 0.02
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of the last feature map."""
+        return self.width * 8 * (4 if self.bottleneck else 1)
+
+    def validate_architecture(self):
+        require_choice(self, "pooling", ("mean", "attention"))
+        if len(self.depths) != 4 or min(self.depths) < 1:
+            raise ValueError(f"depths must name the blocks of four stages, got {list(self.depths)}")
+        if self.pooling == "attention":
+            require_heads(self)
+            if self.image_size % 32:
+                raise ValueError(f"image_size ({self.image_size}) must be a multiple of 32 for attention pooling")
 
 
 @strict
@@ -105,7 +200,47 @@ class BertTowerConfig(PreTrainedConfig):
         require_heads(self)
 
 
-TOWER_CONFIGS = {config.model_type: config for config in (VitTowerConfig, EfficientNetTowerConfig, BertTowerConfig)}
+@strict
+class ClipTextTowerConfig(PreTrainedConfig):
+    """CLIP's text transformer: words plus learned positions, pre-norm blocks, a final norm, one token's vector.
+
+    Args:
+        causal: each token sees only itself and the ones before it. Without it, texts must have full length: the tower
+            pads shorter ones with `pad_token_id`, which are seen like any other token.
+        pooling: which token `pooler_output` is: the first with the highest id ("argmax", the end of text in CLIP's
+            vocabulary), the first `eos_token_id` ("eos"), the "first" or the "last".
+        max_position_embeddings: tokens of a text at most (the originals' `context_length`).
+    """
+
+    model_type = "hfvlm_clip_text_tower"
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    attention_dropout: float = 0.0
+    causal: bool = True
+    pooling: str = "argmax"
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 49406
+    eos_token_id: int | list[int] | None = 49407
+    initializer_range: float = 0.02
+
+    def validate_architecture(self):
+        require_heads(self)
+        require_choice(self, "pooling", ("argmax", "eos", "first", "last"))
+        if self.pooling == "eos" and not isinstance(self.eos_token_id, int):
+            raise ValueError(f"pooling 'eos' needs one eos_token_id, got {self.eos_token_id}")
+
+
+TOWER_CONFIGS = {
+    config.model_type: config
+    for config in (VitTowerConfig, ResNetTowerConfig, EfficientNetTowerConfig, BertTowerConfig, ClipTextTowerConfig)
+}
 
 
 def tower_config(

@@ -1,5 +1,7 @@
 """Images into patch tokens, and position tables that follow the image size."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -15,13 +17,16 @@ class PatchEmbedding(nn.Module):
         return self.proj(pixel_values).flatten(2).transpose(1, 2)
 
 
-def resize_positions(table: torch.Tensor, grid: tuple[int, int], prefix_tokens: int = 1) -> torch.Tensor:
-    """Resizes a learned table of a square grid to another grid, bicubic (half-pixel centres, no antialiasing).
+def resize_positions(
+    table: torch.Tensor, grid: tuple[int, int], prefix_tokens: int = 1, mode: str = "bicubic"
+) -> torch.Tensor:
+    """Resizes a learned table of a square grid to another grid (half-pixel centres, no antialiasing).
 
     Args:
         table: `[1, prefix_tokens + n * n, dim]`.
         grid: rows and columns wanted.
         prefix_tokens: entries at the front that belong to no patch (the class token); they stay as they are.
+        mode: "bicubic" or "bilinear".
 
     Returns:
         `[1, prefix_tokens + rows * columns, dim]`.
@@ -33,8 +38,23 @@ def resize_positions(table: torch.Tensor, grid: tuple[int, int], prefix_tokens: 
     if grid == (side, side):
         return table
     patches = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    patches = nn.functional.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
+    patches = nn.functional.interpolate(patches, size=grid, mode=mode, align_corners=False)
     return torch.cat([prefix, patches.flatten(2).transpose(1, 2)], dim=1)
+
+
+def sincos_positions(grid: int, dim: int, prefix_tokens: int = 0) -> torch.Tensor:
+    """Fixed positions of a square grid, as in MoCo v3 (https://arxiv.org/abs/2104.02057): a quarter of the width each
+    for sine and cosine of the row, sine and cosine of the column; zeros for the prefix.
+
+    Returns:
+        `[1, prefix_tokens + grid * grid, dim]`, fp32.
+    """
+    places = torch.arange(grid, dtype=torch.float32)
+    rows, columns = torch.meshgrid(places, places, indexing="ij")
+    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float32) / (dim // 4))
+    angles = [axis.flatten()[:, None] * frequencies for axis in (rows, columns)]
+    table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
+    return torch.cat([torch.zeros(prefix_tokens, dim), table])[None]
 
 
 def check_pixels(
@@ -60,6 +80,12 @@ def check_pixels(
         raise TypeError(
             f"pixel_values must be floating point, got {pixel_values.dtype}; the processor rescales and normalises"
         )
+    if (
+        pixel_values.device.type == "cpu"  # elsewhere the answer would have to be waited for
+        and not torch.compiler.is_compiling()
+        and not math.isfinite(pixel_values.detach().sum(dtype=torch.float32))
+    ):
+        raise ValueError("pixel_values hold NaN or infinity; look for a broken image among the batch's")
     if image_size is not None and tuple(pixel_values.shape[2:]) != (image_size, image_size):
         raise ValueError(
             f"pixel_values are {pixel_values.shape[2]}x{pixel_values.shape[3]}, this model takes "

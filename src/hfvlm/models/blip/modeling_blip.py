@@ -61,7 +61,7 @@ class BlipPreTrainedModel(VlmPreTrainedModel):
     base_model_prefix = "blip"
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
-    _no_split_modules = ["VitBlock", "MbConv", "BertLayer"]
+    _no_split_modules = ["PreNormBlock", "MbConv", "BertLayer"]
 
 
 class BlipCaptioningTowers(BlipPreTrainedModel):
