@@ -9,22 +9,18 @@ Reads the original release (https://github.com/salesforce/BLIP), folders of tran
 normalisation and activation from `--variant` or `--config`, a JSON file with fields of `hfvlm.BlipConfig`.
 """
 
-import argparse
-import json
-import sys
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
-from hfvlm.conversion import blip_rules, folder
+from hfvlm.conversion import blip_rules, command, folder
 from hfvlm.conversion.blip_processor import carried_processor, in_tree_processor, read_vocab, release_processor
-from hfvlm.conversion.checkpoint import Checkpoint, read_checkpoint, unwrap
+from hfvlm.conversion.checkpoint import Checkpoint
+from hfvlm.conversion.command import ConfigLike, Conversion, Source
 from hfvlm.conversion.rules import apply, invert
 from hfvlm.encoders.vit import VitTower
 from hfvlm.models.blip.configuration_blip import VARIANTS, BlipConfig
@@ -32,16 +28,8 @@ from hfvlm.models.blip.modeling_blip import BlipForConditionalGeneration
 from hfvlm.models.blip.processing_blip import BlipProcessor
 
 
-Source = str | Path | Mapping[str, torch.Tensor] | PreTrainedModel
-ConfigLike = str | Path | Mapping[str, Any] | None
-
-
-class Conversion(NamedTuple):
-    """A converted model, the processor that goes with it if there is one, and the source keys that were left out."""
-
-    model: PreTrainedModel
-    processor: BlipProcessor | None
-    dropped: dict[str, str]
+#: what to call the towers in an error
+TOWERS = {"vision_config": "vision tower", "text_config": "text decoder"}
 
 
 def convert(
@@ -110,25 +98,15 @@ def to_release_keys(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
 def _converted(part, checkpoint, variant, config, image_size, vocab, output, verify) -> Conversion:
     if output is not None:
         folder.check_output(output)
-    source = _source(checkpoint)
+    source = command.open_source(checkpoint)
     build = _captioner if part == "captioner" else _vision
     conversion = build(source, variant, config, image_size, vocab)
     conversion.model.eval()
     if verify:
         _verify(conversion.model)
     if output is not None:
-        _save(output, conversion.model, conversion.processor)
+        command.save(output, conversion.model, conversion.processor)
     return conversion
-
-
-def _source(checkpoint: Source) -> Checkpoint:
-    if isinstance(checkpoint, PreTrainedModel):
-        generation = getattr(checkpoint, "generation_config", None)  # an image tower has none
-        generation = None if generation is None else generation.to_diff_dict()
-        return Checkpoint(dict(checkpoint.state_dict()), checkpoint.config.to_dict(), generation)
-    if isinstance(checkpoint, Mapping):
-        return Checkpoint(unwrap(checkpoint, "the state dict"))
-    return read_checkpoint(checkpoint)
 
 
 def _is_release(source: Checkpoint) -> bool:
@@ -191,103 +169,52 @@ def _words(vocab: str | Path | None, beside: Path | None) -> dict[str, int] | No
 
 
 def _config(fields: dict[str, Any], variant: str | None, config: ConfigLike, image_size: int | None) -> BlipConfig:
-    """What the source tells, then the variant, then the caller's config, each over the one before."""
-    if isinstance(config, (str, Path)):
-        config = json.loads(Path(config).read_text(encoding="utf-8"))
-    config = dict(config or {})
-    if variant is not None:
-        BlipConfig.variant(variant)  # refuses a name that it does not know
-    named = VARIANTS.get(variant, {})
-    merged = {**fields, **config}
-    for key, heads in (("vision_config", "vision tower"), ("text_config", "text decoder")):
-        merged[key] = {**fields.get(key, {}), **named.get(key, {}), **config.get(key, {})}
-        if "hidden_size" in merged[key] and "num_attention_heads" not in merged[key]:
-            raise ValueError(
-                f"the {heads}'s heads cannot be told from its width {merged[key]['hidden_size']} (published ones are "
-                f'64 wide): name a variant, or give config={{"{key}": {{"num_attention_heads": ...}}}}'
-            )
-    if image_size is not None:
-        merged["vision_config"]["image_size"] = image_size
-    try:
-        built = BlipConfig(**merged) if variant is None else BlipConfig.variant(variant, **merged)
-    except StrictDataclassError as error:  # a field's type, or sizes that cannot go together
-        raise ValueError(str(error)) from error
-    for part, known in ((config, built), *((config.get(k, {}), getattr(built, k)) for k in built.sub_configs)):
-        unknown = [name for name in part if not hasattr(type(known), name)]
-        if unknown:
-            raise ValueError(f"config has unknown fields for {type(known).__name__}: {', '.join(unknown)}")
-    return built
+    return command.merged_config(BlipConfig, VARIANTS, fields, variant, config, image_size, towers=TOWERS)
 
 
 @torch.no_grad()
 def _verify(model: PreTrainedModel) -> None:
-    vision = getattr(model.config, "vision_config", model.config)
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(2, vision.num_channels, vision.image_size, vision.image_size, generator=generator)
-    outputs = model(pixels.to(model.dtype))
+    outputs = model(command.random_pixels(getattr(model.config, "vision_config", model.config), model.dtype))
     if isinstance(model, BlipForConditionalGeneration):
         folder.require_finite("logits", outputs.logits)
     else:
         folder.require_finite("image tokens", outputs.last_hidden_state)
 
 
-def _save(output: str | Path, *parts: Any) -> None:
-    with folder.new_folder(output) as draft:
-        for part in parts:
-            if part is not None:
-                part.save_pretrained(draft)
-
-
 def _opened(path: Path) -> Conversion | None:
     """A captioner and its processor from an hfvlm folder; None if `path` is something else."""
-    file = path / "config.json"
-    if not file.is_file() or json.loads(file.read_text(encoding="utf-8")).get("model_type") != BlipConfig.model_type:
+    if command.model_type_of(path) != BlipConfig.model_type:
         return None
     model = BlipForConditionalGeneration.from_pretrained(path).eval()
     processor = BlipProcessor.from_pretrained(path) if (path / "tokenizer.json").is_file() else None
     return Conversion(model, processor, {})
 
 
+def _in_tree(conversion: Conversion) -> Conversion:
+    processor = None if conversion.processor is None else in_tree_processor(conversion.processor)
+    return Conversion(to_transformers(conversion.model), processor, conversion.dropped)
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="weights file, transformers or hfvlm folder")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write, new or empty")
-    parser.add_argument("--variant", help=f"published size: {', '.join(VARIANTS)}")
-    parser.add_argument("--config", type=Path, help="JSON file with fields of BlipConfig")
-    parser.add_argument("--image-size", type=int, help="pixels a side; resizes the position table")
+    parser = command.argument_parser(__doc__, VARIANTS, "BlipConfig")
     parser.add_argument("--vocab", type=Path, help="the release's vocab.txt; default: the one beside the checkpoint")
     parser.add_argument("--part", choices=("captioner", "vision"), default="captioner", help="what to convert")
-    parser.add_argument("--to", choices=("hfvlm", "transformers"), default="hfvlm", help="format to write")
-    parser.add_argument("--verify", action="store_true", help="run the converted model once; it must be finite")
     args = parser.parse_args(argv)
     if args.to == "transformers" and args.part == "vision":
         parser.error("--to transformers writes a captioner: leave --part out")
-    wishes = (args.variant, args.config, args.image_size, args.vocab)
-    try:
-        conversion = _opened(args.checkpoint) if args.to == "transformers" else None
-        if conversion is None:
-            to_write = None if args.to == "transformers" else args.output
-            folder.check_output(args.output)
-            conversion = _converted(args.part, args.checkpoint, *wishes, to_write, args.verify)
-        elif any(wish is not None for wish in wishes):
-            raise ValueError("an hfvlm folder has its sizes and vocabulary: leave --variant, --config, ... out")
-        if args.to == "transformers":
-            searches_as_release = conversion.model.config.release_beam_search
-            processor = None if conversion.processor is None else in_tree_processor(conversion.processor)
-            conversion = Conversion(to_transformers(conversion.model), processor, conversion.dropped)
-            _save(args.output, conversion.model, processor)
-    except (ValueError, OSError) as error:
-        print(f"convert_blip: error: {error}", file=sys.stderr)
-        return 1
-    for reason, count in Counter(conversion.dropped.values()).items():
-        print(f"left out {count} keys: {reason}")
-    if args.to == "transformers" and searches_as_release:
-        print("release_beam_search is not carried over: transformers' own beam search can give other captions")
-    if conversion.processor is None and args.part == "captioner":
-        print("no processor written: give --vocab, or a folder with a tokenizer")
-    print(f"{args.output}: {sum(p.numel() for p in conversion.model.parameters()):,} parameters")
-    return 0
+
+    def convert_to(output: Path | None) -> Conversion:
+        wishes = (args.variant, args.config, args.image_size, args.vocab)
+        return _converted(args.part, args.checkpoint, *wishes, output, args.verify)
+
+    def notes(conversion: Conversion) -> Iterator[str]:
+        if args.to == "transformers" and conversion.model.config.release_beam_search:
+            yield "release_beam_search is not carried over: transformers' own beam search can give other captions"
+        if conversion.processor is None and args.part == "captioner":
+            yield "no processor written: give --vocab, or a folder with a tokenizer"
+
+    return command.run("convert_blip", args, convert_to, _opened, _in_tree, wishes=("vocab",), notes=notes)
 
 
 if __name__ == "__main__":
