@@ -22,9 +22,9 @@ CONVERSION = sorted((ROOT / "conversion").rglob("*.py"))
 #: rooms from the ground up; a module imports from its own level and from the ones below
 LEVELS = [
     {"nn", "encoders", "losses", "modeling", "generation", "beam_search", "processing", "saving", "outputs"}
-    | {"images", "registry", "version"},
+    | {"images", "registry", "version", "two_tower", "two_tower_config"},
     {"models"},
-    {"pipelines", "data", "training", "evaluation", "export", "hub", "conversion", "builtin"},
+    {"pipelines", "data", "training", "evaluation", "export", "hub", "conversion", "builtin", "auto"},
     {"serving", "cli"},
 ]
 #: on the ground floor, too, imports point one way; a room may import from itself
@@ -41,6 +41,8 @@ GROUND = {
     "nn": {"outputs"},
     "losses": {"nn"},
     "encoders": {"nn", "modeling", "outputs"},
+    "two_tower_config": {"encoders"},
+    "two_tower": {"two_tower_config", "encoders", "losses", "nn", "modeling"},
 }
 #: what travels to the Hub with a model, and all that it may import from outside
 TRAVELS = {"models", *GROUND} - {"version", "registry"}

@@ -12,13 +12,23 @@ from hfvlm.version import __version__
 
 
 if TYPE_CHECKING:  # what __getattr__ imports
+    from hfvlm.auto import AutoModelForImageEncoding
     from hfvlm.models.blip.configuration_blip import BlipConfig
     from hfvlm.models.blip.modeling_blip import BlipForConditionalGeneration, BlipModel
     from hfvlm.models.blip.processing_blip import BlipProcessor
+    from hfvlm.models.clip.configuration_clip import ClipConfig
+    from hfvlm.models.clip.modeling_clip import (
+        ClipForImageClassification,
+        ClipModel,
+        ClipTextModel,
+        ClipVisionModel,
+    )
+    from hfvlm.models.clip.processing_clip import ClipProcessor
     from hfvlm.pipelines import pipeline
 
 
 _PUBLIC = {
+    "AutoModelForImageEncoding": "hfvlm.auto:AutoModelForImageEncoding",
     "pipeline": "hfvlm.pipelines:pipeline",
 }
 
@@ -43,10 +53,17 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "AutoModelForImageEncoding",
     "BlipConfig",
     "BlipForConditionalGeneration",
     "BlipModel",
     "BlipProcessor",
+    "ClipConfig",
+    "ClipForImageClassification",
+    "ClipModel",
+    "ClipProcessor",
+    "ClipTextModel",
+    "ClipVisionModel",
     "__version__",
     "pipeline",
     "register",

@@ -1,8 +1,35 @@
 """The base of every hfvlm model: what it supports, freezing by stage, and saving together with its code."""
 
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from functools import cache
+
 from transformers import PreTrainedModel
+from transformers.utils.generic import TransformersKwargs
 
 from hfvlm.saving import SavesCode
+
+
+#: other libraries' names of an argument
+SYNONYMS = {"decoder_input_ids": "input_ids", "decoder_attention_mask": "attention_mask"}
+
+
+@cache
+def meant(forward: Callable, name: str) -> str | None:
+    """The argument of `forward` that an extra `name` is a synonym or a misspelling of; None if it is neither."""
+    if name in TransformersKwargs.__optional_keys__:
+        return None
+    known = inspect.signature(forward).parameters
+    return next(iter([SYNONYMS[name]] if name in SYNONYMS else difflib.get_close_matches(name, known, 1, 0.8)), None)
+
+
+def refuse_misnamed(forward: Callable, names: Iterable[str]) -> None:
+    """Extra arguments go on to the layers, which ignore what they do not know: refuses those that meant another."""
+    for name in names:
+        argument = meant(forward, name)
+        if argument is not None:
+            raise TypeError(f"unknown argument {name!r}, did you mean {argument!r}?")
 
 
 class VlmPreTrainedModel(SavesCode, PreTrainedModel):

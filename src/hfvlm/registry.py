@@ -114,6 +114,19 @@ def find(name: str) -> Architecture:
     return rows[name]
 
 
+def auto_class(name: str) -> type:
+    """The Auto class that `heads` names: of transformers, or hfvlm's own where transformers has none.
+
+    Raises:
+        ValueError: neither has it.
+    """
+    for package in ("transformers", "hfvlm.auto"):
+        found = getattr(importlib.import_module(package), name, None)
+        if found is not None:
+            return found
+    raise ValueError(f"neither transformers nor hfvlm has an Auto class {name!r}")
+
+
 class LazyClass:
     """Stands in an Auto class's table for a class that is not imported yet, and becomes it on first use.
 
@@ -152,7 +165,7 @@ def _announce_config(module: ModuleType, row: Architecture) -> None:
 def _announce_heads(module: ModuleType, row: Architecture) -> None:
     config = load(row.config)
     for auto, path in row.heads.items():
-        if hasattr(module, auto):  # hfvlm's own Auto classes are not in that module
+        if hasattr(module, auto):  # one of the two modules with Auto classes of models
             getattr(module, auto).register(config, LazyClass(path, config), exist_ok=True)
 
 
@@ -169,6 +182,7 @@ _AUTO_MODULES = {
     "transformers.models.auto.configuration_auto": _announce_config,
     "transformers.models.auto.modeling_auto": _announce_heads,
     "transformers.models.auto.processing_auto": _announce_processor,
+    "hfvlm.auto": _announce_heads,
 }
 
 

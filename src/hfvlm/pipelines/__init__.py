@@ -4,7 +4,7 @@ import difflib
 import os
 from typing import TYPE_CHECKING, Any
 
-from hfvlm.registry import ARCHITECTURES, Architecture, load
+from hfvlm.registry import ARCHITECTURES, Architecture, auto_class, load
 
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _build(row: Architecture, task: str, arguments: dict[str, Any]) -> "Pipeline
             )
     hub = _hub_options(arguments)
     model_kwargs = dict(options.pop("model_kwargs") or {})
-    pipeline_class, auto_class = row.pipelines[task]
+    pipeline_class, head = row.pipelines[task]
     pipeline_class = options.pop("pipeline_class") or load(pipeline_class)
     dtype, device_map = options.pop("dtype"), options.pop("device_map")
     dtype = options.pop("torch_dtype", None) or dtype
@@ -152,7 +152,7 @@ def _build(row: Architecture, task: str, arguments: dict[str, Any]) -> "Pipeline
             config = transformers.AutoConfig.from_pretrained(config, **hub)
         if config is not None:
             model_kwargs["config"] = config
-        model = getattr(transformers, auto_class).from_pretrained(name, **{**model_kwargs, **hub})
+        model = auto_class(head).from_pretrained(name, **{**model_kwargs, **hub})
     if processor is None or isinstance(processor, (str, os.PathLike)):
         processor = transformers.AutoProcessor.from_pretrained(processor or name, **hub)
     return pipeline_class(model=model, processor=processor, task=task, **options)

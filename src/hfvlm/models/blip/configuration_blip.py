@@ -6,6 +6,7 @@ from transformers import PreTrainedConfig
 from hfvlm.encoders.configuration import (
     BertTowerConfig,
     EfficientNetTowerConfig,
+    ResNetTowerConfig,
     VitTowerConfig,
     tower_config,
 )
@@ -79,7 +80,7 @@ class BlipConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self.vision_config = tower_config(
-            self.vision_config, VitTowerConfig, "vision_config", (EfficientNetTowerConfig,)
+            self.vision_config, VitTowerConfig, "vision_config", (ResNetTowerConfig, EfficientNetTowerConfig)
         )
         text = self.text_config if isinstance(self.text_config, (dict, PreTrainedConfig)) else {}
         if isinstance(text, dict):  # BLIP's BERT: 30522 words, [DEC] and [ENC]; no token types; padded to 512

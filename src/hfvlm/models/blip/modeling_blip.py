@@ -4,56 +4,19 @@ BLIP: Bootstrapping Language-Image Pre-training for Unified Vision-Language Unde
 https://arxiv.org/abs/2201.12086; original code https://github.com/salesforce/BLIP (BSD-3-Clause).
 """
 
-import difflib
-import inspect
-from collections.abc import Callable, Iterable
-from functools import cache
-
 import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, Seq2SeqModelOutput
-from transformers.utils.generic import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import can_return_tuple
 
 from hfvlm.encoders.bert import BertLmHead, BertTower
-from hfvlm.encoders.efficientnet import EfficientNetTower
-from hfvlm.encoders.vit import VitTower
+from hfvlm.encoders.build import keep_weights, vision_tower
 from hfvlm.generation import ImageGenerationMixin
 from hfvlm.losses.language import next_token_loss
-from hfvlm.modeling import VlmPreTrainedModel
+from hfvlm.modeling import VlmPreTrainedModel, refuse_misnamed
 from hfvlm.models.blip.configuration_blip import BlipConfig
 from hfvlm.outputs import ImageTextLmOutput
-
-
-VISION_TOWERS = {tower.config_class.model_type: tower for tower in (VitTower, EfficientNetTower)}
-
-
-def keep_weights(tower: nn.Module) -> nn.Module:
-    """Marks a ready tower as initialised: `post_init()` draws new weights for everything that is not."""
-    for part in (*tower.modules(), *tower.parameters(), *tower.buffers()):
-        part._is_hf_initialized = True
-    return tower
-
-
-#: other libraries' names of an argument
-SYNONYMS = {"decoder_input_ids": "input_ids", "decoder_attention_mask": "attention_mask"}
-
-
-@cache
-def meant(forward: Callable, name: str) -> str | None:
-    """The argument of `forward` that an extra `name` is a synonym or a misspelling of; None if it is neither."""
-    if name in TransformersKwargs.__optional_keys__:
-        return None
-    known = inspect.signature(forward).parameters
-    return next(iter([SYNONYMS[name]] if name in SYNONYMS else difflib.get_close_matches(name, known, 1, 0.8)), None)
-
-
-def refuse_misnamed(forward: Callable, names: Iterable[str]) -> None:
-    """Extra arguments go on to the layers, which ignore what they do not know: refuses those that meant another."""
-    for name in names:
-        argument = meant(forward, name)
-        if argument is not None:
-            raise TypeError(f"unknown argument {name!r}, did you mean {argument!r}?")
 
 
 class BlipPreTrainedModel(VlmPreTrainedModel):
@@ -75,10 +38,7 @@ class BlipCaptioningTowers(BlipPreTrainedModel):
         self, config: BlipConfig, vision_model: nn.Module | None = None, text_decoder: BertTower | None = None
     ):
         super().__init__(config)
-        vision = config.vision_config
-        self.vision_model = (
-            VISION_TOWERS[vision.model_type](vision) if vision_model is None else keep_weights(vision_model)
-        )
+        self.vision_model = vision_tower(config.vision_config, vision_model)
         self.text_decoder = BertTower(config.text_config) if text_decoder is None else keep_weights(text_decoder)
 
     def get_input_embeddings(self) -> nn.Embedding:

@@ -1,0 +1,12 @@
+"""Auto classes for heads that transformers has none for; filled from the same registry, used in the same way."""
+
+from collections import OrderedDict
+
+from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+
+class AutoModelForImageEncoding(_BaseAutoModelClass):
+    """An image tower alone, with its projection into the space that it shares with texts."""
+
+    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
