@@ -70,6 +70,40 @@ def bert_lm_rules(source: str, target: str, head: str) -> tuple[Rule, ...]:
     )
 
 
+def fit_pool_positions(table: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """As `fit_positions`, for the table `[1 + n * n, dim]` of CLIP's attention pooling."""
+    if table.ndim != 2 or len(shape) != 2:
+        return table
+    return fit_positions(table[None], torch.Size([1, *shape]))[0]
+
+
+def resnet_rules(source: str, target: str) -> tuple[Rule, ...]:
+    """torchvision's ResNet, or CLIP's modified one, under the prefix `source` -> `ResNetTower` under `target`.
+
+    A classifier (`fc`) is left to the caller.
+    """
+    both = (("conv", "conv"), ("bn", "norm"))
+    rules = [
+        Rename(f"{source}{theirs}{n}.{{p}}", f"{target}stem.{n - 1}.{ours}.{{p}}")
+        for n in (1, 2, 3)
+        for theirs, ours in both
+    ]
+    for stage in range(4):
+        block, own = f"{source}layer{stage + 1}.{{i}}.", f"{target}stages.{stage}.{{i}}."
+        for n in (1, 2, 3):
+            rules += [Rename(f"{block}{theirs}{n}.{{p}}", f"{own}conv{n}.{ours}.{{p}}") for theirs, ours in both]
+        rules.append(Rename(f"{block}downsample.0.{{p}}", f"{own}shortcut.conv.{{p}}"))
+        rules.append(Rename(f"{block}downsample.1.{{p}}", f"{own}shortcut.norm.{{p}}"))
+    theirs, ours = f"{source}attnpool.", f"{target}attention_pool."
+    return (
+        *rules,
+        Rename(f"{theirs}positional_embedding", f"{ours}position_embedding", fit=fit_pool_positions),
+        Rename(f"{theirs}q_proj.{{p}}", f"{ours}q.{{p}}"),
+        Fuse((f"{theirs}k_proj.{{p}}", f"{theirs}v_proj.{{p}}"), f"{ours}kv.{{p}}"),
+        Rename(f"{theirs}c_proj.{{p}}", f"{ours}proj.{{p}}"),
+    )
+
+
 class Shapes:
     """Sizes read off the tensors under a prefix; what is not there to be read is left out.
 
@@ -143,3 +177,34 @@ def bert_geometry(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str,
             "encoder_hidden_size": shapes.size("encoder.layer.0.crossattention.self.key.weight", 1),
         }
     )
+
+
+def resnet_geometry(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, Any]:
+    """Fields of a `ResNetTowerConfig` that torchvision's or CLIP's ResNet under `prefix` tells.
+
+    Raises:
+        ValueError: the positions of its attention pooling are not those of a square grid.
+    """
+    shapes = Shapes(tensors, prefix)
+    width, positions = shapes.size("layer1.0.conv1.weight", 0), shapes.size("attnpool.positional_embedding", 0)
+    depths = [shapes.count(f"layer{stage}") for stage in (1, 2, 3, 4)]
+    fields = {
+        "depths": None if None in depths else depths,
+        "width": width,
+        "bottleneck": shapes.size("layer1.0.conv3.weight", 0) is not None,
+        "modified": shapes.size("conv3.weight", 0) is not None,
+        "num_channels": shapes.size("conv1.weight", 1),
+    }
+    if positions:
+        side = math.isqrt(positions - 1)
+        if side * side != positions - 1:
+            raise ValueError(
+                f"{prefix}attnpool.positional_embedding has {positions} positions: not a mean token and a square grid"
+            )
+        fields.update(
+            pooling="attention",
+            image_size=32 * side,
+            output_dim=shapes.size("attnpool.c_proj.weight", 0),
+            num_attention_heads=_heads(32 * width) if width else None,
+        )
+    return _known(fields)

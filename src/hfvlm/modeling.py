@@ -47,6 +47,12 @@ class VlmPreTrainedModel(SavesCode, PreTrainedModel):
     #: The stage that `freeze` was asked for last.
     _stage: str | None = None
 
+    def _initialize_weights(self, module, is_custom_code: bool = False) -> None:
+        # Modules outside transformers are passed over once all of their own parameters are loaded, and those that
+        # have none of their own always: a block could not initialise its layers. Every `_init_weights` here draws
+        # with `transformers.initialization`, which leaves loaded parameters alone, so none needs passing over.
+        super()._initialize_weights(module)
+
     def freeze(self, stage: str) -> None:
         """Leaves only the parameters of one stage trainable; the rest is in evaluation mode, also during training.
 

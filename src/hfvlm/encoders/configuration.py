@@ -1,7 +1,7 @@
 """Configurations of the towers, and the one place that turns a sub-config dict into its class."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 
 def require_heads(config: PreTrainedConfig) -> None:
@@ -66,6 +66,8 @@ class VitTowerConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         if isinstance(self.stem_config, dict):
+            from transformers import CONFIG_MAPPING  # importing it asks for the configs of every architecture here
+
             stem = dict(self.stem_config)
             self.stem_config = CONFIG_MAPPING[stem.pop("model_type", "bit")](**stem)
         super().__post_init__(**kwargs)
@@ -130,6 +132,11 @@ class ResNetTowerConfig(PreTrainedConfig):
         require_choice(self, "pooling", ("mean", "attention"))
         if len(self.depths) != 4 or min(self.depths) < 1:
             raise ValueError(f"depths must name the blocks of four stages, got {list(self.depths)}")
+        if self.modified and (not self.bottleneck or self.width % 2):
+            raise ValueError(
+                f"modified=True needs bottleneck=True and an even width, got bottleneck={self.bottleneck}, "
+                f"width={self.width}"
+            )
         if self.pooling == "attention":
             require_heads(self)
             if self.image_size % 32:

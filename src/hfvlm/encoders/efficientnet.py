@@ -16,6 +16,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from hfvlm.encoders.configuration import EfficientNetTowerConfig
 from hfvlm.modeling import VlmPreTrainedModel
+from hfvlm.nn.batch_norm import BatchNorm2d
 from hfvlm.nn.embedding import check_pixels
 
 
@@ -102,7 +103,7 @@ class _ConvNorm(nn.Module):
     def __init__(self, config, inputs, outputs, kernel=1, stride=1, groups=1, act: nn.Module | None = None):
         super().__init__()
         self.conv = convolution(inputs, outputs, kernel, stride, groups)
-        self.norm = nn.BatchNorm2d(outputs, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
+        self.norm = BatchNorm2d(outputs, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
         self.act = act
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -115,11 +116,7 @@ def _act(config: EfficientNetTowerConfig) -> nn.Module:
 
 
 class EfficientNetTower(VlmPreTrainedModel):
-    """Pixels to tokens: `[batch, channels, h, w]` -> `[batch, ceil(h / 32) * ceil(w / 32), hidden_size]`.
-
-    With gradient checkpointing, batch norm that is not frozen takes in every batch twice: the second time when the
-    blocks are computed again. `freeze_batch_norm` keeps it from that.
-    """
+    """Pixels to tokens: `[batch, channels, h, w]` -> `[batch, ceil(h / 32) * ceil(w / 32), hidden_size]`."""
 
     config_class = EfficientNetTowerConfig
     main_input_name = "pixel_values"
