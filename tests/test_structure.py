@@ -22,7 +22,8 @@ CONVERSION = sorted((ROOT / "conversion").rglob("*.py"))
 #: rooms from the ground up; a module imports from its own level and from the ones below
 LEVELS = [
     {"nn", "encoders", "losses", "modeling", "generation", "beam_search", "processing", "saving", "outputs"}
-    | {"images", "registry", "version", "two_tower", "two_tower_config"},
+    | {"images", "registry", "version", "two_tower", "two_tower_config"}
+    | {"pixels", "nearest", "embedder"},
     {"models"},
     {"pipelines", "data", "training", "evaluation", "export", "hub", "conversion", "builtin", "auto"},
     {"serving", "cli"},
@@ -32,6 +33,9 @@ GROUND = {
     "version": set(),
     "registry": set(),
     "images": set(),
+    "pixels": {"images"},
+    "nearest": set(),
+    "embedder": {"images", "pixels"},
     "outputs": set(),
     "saving": set(),
     "beam_search": set(),

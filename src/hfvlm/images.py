@@ -5,6 +5,7 @@ import binascii
 import io
 import os
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,24 @@ _WITH_ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
 
 class ImageError(ValueError):
     """An image that cannot be used; the message names the source and the reason."""
+
+
+def images_in(folder: str | os.PathLike, problems: list[str] | None = None) -> Iterator[str]:
+    """Paths of the images in a folder and the folders in it, sorted, told by their suffix; hidden ones are left out.
+
+    Args:
+        problems: gets a message for each folder that cannot be read; None: they are passed over.
+    """
+
+    def report(error: OSError) -> None:
+        if problems is not None:
+            problems.append(str(error))
+
+    for root, folders, files in os.walk(folder, onerror=report):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                yield os.path.join(root, name)
 
 
 def open_image(source: Any, timeout: float | None = None) -> Image.Image:

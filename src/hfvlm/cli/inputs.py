@@ -4,7 +4,7 @@ import glob
 import os
 from collections.abc import Iterator
 
-from hfvlm.images import IMAGE_SUFFIXES
+from hfvlm.images import images_in
 
 
 def find_images(names: list[str]) -> tuple[list[str], list[str]]:
@@ -23,7 +23,7 @@ def _expand(name: str, problems: list[str]) -> Iterator[str]:
     if name.startswith(("http://", "https://")):
         yield name
     elif os.path.isdir(name):
-        inside = list(_images_in(name, problems))
+        inside = list(images_in(name, problems))
         if not inside:
             problems.append(f"{name}: no image in this folder")
         yield from inside
@@ -34,14 +34,6 @@ def _expand(name: str, problems: list[str]) -> Iterator[str]:
         if not matches:
             problems.append(f"{name}: matches no file")
         for match in matches:
-            yield from _images_in(match, problems) if os.path.isdir(match) else [match]
+            yield from images_in(match, problems) if os.path.isdir(match) else [match]
     else:
         problems.append(f"{name}: no such file or folder")
-
-
-def _images_in(folder: str, problems: list[str]) -> Iterator[str]:
-    for root, folders, files in os.walk(folder, onerror=lambda error: problems.append(str(error))):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                yield os.path.join(root, name)
