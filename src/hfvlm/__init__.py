@@ -24,6 +24,9 @@ if TYPE_CHECKING:  # what __getattr__ imports
         ClipVisionModel,
     )
     from hfvlm.models.clip.processing_clip import ClipProcessor
+    from hfvlm.models.vit.configuration_vit import VitConfig
+    from hfvlm.models.vit.modeling_vit import VitForImageClassification, VitForMaskedImageModeling, VitModel
+    from hfvlm.models.vit.processing_vit import VitProcessor
     from hfvlm.pipelines import pipeline
 
 
@@ -64,6 +67,11 @@ __all__ = [
     "ClipProcessor",
     "ClipTextModel",
     "ClipVisionModel",
+    "VitConfig",
+    "VitForImageClassification",
+    "VitForMaskedImageModeling",
+    "VitModel",
+    "VitProcessor",
     "__version__",
     "pipeline",
     "register",

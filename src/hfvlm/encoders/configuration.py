@@ -69,17 +69,36 @@ class VitTowerConfig(PreTrainedConfig):
             from transformers import CONFIG_MAPPING  # importing it asks for the configs of every architecture here
 
             stem = dict(self.stem_config)
-            self.stem_config = CONFIG_MAPPING[stem.pop("model_type", "bit")](**stem)
+            kind = stem.pop("model_type", None)
+            if kind not in CONFIG_MAPPING:
+                raise ValueError(f"stem_config.model_type is {kind!r}; name a backbone: bit, resnet, ...")
+            self.stem_config = CONFIG_MAPPING[kind](**stem)
         super().__post_init__(**kwargs)
 
     @property
     def grid_size(self) -> int:
         return self.image_size // self.patch_size
 
+    @property
+    def stem_stride(self) -> int:
+        """Pixels a side of the image that a position of the stem's feature map stands for; 1 without a stem."""
+        stem = self.stem_config
+        if stem is None:
+            return 1
+        if not hasattr(stem, "stage_names"):
+            raise ValueError(f"stem_config is {stem.model_type!r}, which is no backbone; take bit, resnet, ...")
+        stage = stem.stage_names.index(stem.out_features[-1])  # 0 is the stem's own stem, which halves twice
+        halvings = 2 + (stage if getattr(stem, "downsample_in_first_stage", False) else max(stage - 1, 0))
+        return min(2**halvings, getattr(stem, "output_stride", 2**halvings))
+
     def validate_architecture(self):
         require_heads(self)
         if self.patch_size < 1 or self.image_size < 1 or self.image_size % self.patch_size:
             raise ValueError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size})")
+        if self.patch_size % self.stem_stride:
+            raise ValueError(
+                f"patch_size ({self.patch_size}) must be a multiple of the stem's stride, {self.stem_stride} pixels"
+            )
         require_choice(self, "pooling", ("cls", "mean"))
         require_choice(self, "position_embedding", ("learned", "factorised", "sincos"))
         require_choice(self, "interpolation", ("bicubic", "bilinear"))

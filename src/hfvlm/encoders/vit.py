@@ -24,17 +24,13 @@ class HybridEmbedding(nn.Module):
     def __init__(self, config: VitTowerConfig):
         super().__init__()
         self.backbone = AutoBackbone.from_config(config.stem_config)
-        stage = self.backbone.stage_names.index(self.backbone.out_features[-1])  # 0 is the stem
-        stride = 2 ** (max(stage, 1) + 1)
-        if config.patch_size % stride:
-            raise ValueError(
-                f"patch_size ({config.patch_size}) must be a multiple of the stem's stride, {stride} pixels"
-            )
-        patch = config.patch_size // stride
+        patch = config.patch_size // config.stem_stride
         self.proj = nn.Conv2d(self.backbone.channels[-1], config.hidden_size, patch, stride=patch)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.proj(self.backbone(pixel_values).feature_maps[-1]).flatten(2).transpose(1, 2)
+        # [batch, stem channels, h / stride, w / stride]
+        features = self.backbone(pixel_values).feature_maps[-1]
+        return self.proj(features).flatten(2).transpose(1, 2)
 
 
 class VitTower(VlmPreTrainedModel):
@@ -96,33 +92,51 @@ class VitTower(VlmPreTrainedModel):
             return torch.cat([table, torch.cat(both, dim=-1).flatten(1, 2)], dim=1)
         return table if grid == square else resize_positions(table, grid, prefix, config.interpolation)
 
+    def embed(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False
+    ) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Pixels to patches without positions: `[batch, patches, hidden_size]`, and their rows and columns.
+
+        Args:
+            pixel_values, interpolate_pos_encoding: as in `forward`.
+        """
+        config = self.config
+        image_size = None if interpolate_pos_encoding else config.image_size
+        check_pixels(pixel_values, config.num_channels, image_size, config.patch_size)
+        grid = (pixel_values.shape[2] // config.patch_size, pixel_values.shape[3] // config.patch_size)
+        return self.patch_embed(pixel_values.to(self.dtype)), grid
+
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         patch_embeds: torch.Tensor | None = None,
+        patch_grid: tuple[int, int] | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """
         Args:
             pixel_values: `[batch, num_channels, h, w]`, float; `h = w = image_size` unless the next is set.
             interpolate_pos_encoding: take any `h` and `w` that the patch size divides.
-            patch_embeds: `[batch, patches, hidden_size]` of an image of the tower's own size, as `patch_embed` makes
-                them, instead of `pixel_values` (masked image modelling changes some).
+            patch_embeds: `[batch, patches, hidden_size]` as `embed` makes them, instead of `pixel_values` (masked
+                image modelling changes some).
+            patch_grid: their rows and columns; left out: those of an image of the tower's own size.
 
         Returns:
             `last_hidden_state` `[batch, prefix + patches, hidden_size]`, normed if `final_norm` is "tokens";
             `pooler_output` `[batch, hidden_size]`: class token or mean of the patches, normed unless it is "none".
         """
         config = self.config
-        grid = (config.grid_size, config.grid_size)
         if patch_embeds is None:
-            image_size, patch_size = None if interpolate_pos_encoding else config.image_size, config.patch_size
-            check_pixels(pixel_values, config.num_channels, image_size, patch_size)
-            patch_embeds = self.patch_embed(pixel_values.to(self.dtype))
-            if interpolate_pos_encoding:
-                grid = (pixel_values.shape[2] // patch_size, pixel_values.shape[3] // patch_size)
+            patch_embeds, grid = self.embed(pixel_values, interpolate_pos_encoding)
+        else:
+            grid = patch_grid or (config.grid_size, config.grid_size)
+            if patch_embeds.shape[1] != grid[0] * grid[1]:
+                raise ValueError(
+                    f"patch_embeds has {patch_embeds.shape[1]} patches, {grid[0]} rows of {grid[1]} are expected; "
+                    "name theirs as patch_grid"
+                )
         hidden_states = patch_embeds
         if config.class_token:
             hidden_states = torch.cat([self.cls_token.expand(len(patch_embeds), -1, -1), patch_embeds], dim=1)

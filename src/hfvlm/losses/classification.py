@@ -6,7 +6,11 @@ from transformers import PreTrainedConfig
 
 
 def classification_loss(
-    logits: torch.Tensor, labels: torch.Tensor, config: PreTrainedConfig, label_smoothing: float = 0.0
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    config: PreTrainedConfig,
+    label_smoothing: float = 0.0,
+    num_items_in_batch: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
     """The loss that `config.problem_type` names; if it names none, the labels' form tells, as in transformers.
 
@@ -14,6 +18,8 @@ def classification_loss(
         logits: `[batch, num_labels]`.
         labels: `[batch]` class numbers (-100: not learned), `[batch, num_labels]` floats between 0 and 1 for several
             classes each, `[batch]` or `[batch, 1]` floats to regress where `num_labels` is 1.
+        num_items_in_batch: labels in the whole accumulated batch, as `Trainer` counts them; the loss is then the sum
+            over this batch's divided by it, else their mean.
 
     Raises:
         ValueError: labels that do not fit the logits, or class numbers that do not exist.
@@ -31,15 +37,17 @@ def classification_loss(
     if tuple(labels.shape) != expected:
         raise ValueError(f"labels must have shape {list(expected)} for {kind}, got {list(labels.shape)}")
     if kind == "regression":
-        return nn.functional.mse_loss(logits.float(), labels.float())
-    if kind == "multi_label_classification":
-        return nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float())
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        wrong = labels[(labels != -100) & ((labels < 0) | (labels >= classes))]
-        if len(wrong):
-            raise ValueError(f"labels hold {wrong[0].item()}, this model has classes 0 to {classes - 1} (num_labels)")
-    learned = (labels != -100).sum().clamp(min=1)
-    losses = nn.functional.cross_entropy(
-        logits.float(), labels.long(), label_smoothing=label_smoothing, reduction="sum"
-    )
-    return losses / learned
+        total = nn.functional.mse_loss(logits.float(), labels.float(), reduction="sum")
+    elif kind == "multi_label_classification":
+        total = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="sum")
+    else:
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            wrong = labels[(labels != -100) & ((labels < 0) | (labels >= classes))]
+            if len(wrong):
+                raise ValueError(
+                    f"labels hold {wrong[0].item()}, this model has classes 0 to {classes - 1} (num_labels)"
+                )
+        total = nn.functional.cross_entropy(
+            logits.float(), labels.long(), label_smoothing=label_smoothing, reduction="sum"
+        )
+    return total / ((labels != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
