@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hfvlm.cli import caption, info
+from hfvlm.cli import caption, classify, embed, info, search
 from hfvlm.cli.console import print_error
 from hfvlm.version import __version__
 
@@ -18,6 +18,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(caption.caption)
+app.command()(embed.embed)
+app.command()(search.search)
+app.command()(classify.classify)
 app.command()(info.info)
 
 

@@ -5,29 +5,20 @@ import json
 import warnings
 from collections import deque
 from collections.abc import Iterator
-from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from hfvlm.cli.console import print_error, print_line, stderr, stdout
+from hfvlm.cli.console import print_error, print_line, progress_bar, stderr, stdout
 from hfvlm.cli.inputs import find_images
+from hfvlm.cli.loading import Dtype, choose_device
 from hfvlm.images import ImageError, open_image
 
 
 if TYPE_CHECKING:
     from transformers import Pipeline
-
-
-class Dtype(str, Enum):
-    """Values of --dtype."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
 
 
 class _Output:
@@ -36,16 +27,7 @@ class _Output:
     def __init__(self, as_json: bool):
         self.as_json, self.failed = as_json, False
         self.errors, self.results = stderr(), stdout()
-        columns = (TextColumn("captioning"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        # rich would send what is written to stdout through the bar's console, which is stderr
-        self.progress = Progress(
-            *columns,
-            console=self.errors,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-            disable=not self.errors.is_interactive,
-        )
+        self.progress = progress_bar("captioning", self.errors)
         self.task = self.progress.add_task("")
 
     def error(self, message: str) -> None:
@@ -81,20 +63,14 @@ def _readable(paths: list[str], output: _Output, opened: deque[str]) -> Iterator
 
 
 def _load(model: str | None, dtype: str, trust_remote_code: bool, **options: Any) -> "Pipeline":
-    import torch
-    from transformers.utils import logging
-
     from hfvlm.pipelines import pipeline
-    from hfvlm.pipelines.dtype import choose_dtype
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device, precision = choose_device(dtype)
     return pipeline(
         "image-to-text",
         model,
         device=device,
-        dtype=choose_dtype(device, dtype),
+        dtype=precision,
         trust_remote_code=trust_remote_code,
         **options,
     )

@@ -1,0 +1,65 @@
+"""From the name of a model on the command line to the model, on the device and in the precision that fit."""
+
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from hfvlm.embedder import Embedder
+
+
+class Dtype(str, Enum):
+    """Values of --dtype."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+#: options of the commands that embed images and texts
+TwoTowerModel = Annotated[str, typer.Option("--model", help="A two-tower model (CLIP, ...): folder or Hub name.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images or texts at a time.")]
+Precision = Annotated[Dtype, typer.Option("--dtype", help="Precision; auto: bf16 where it is computed natively.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+TrustRemoteCode = Annotated[bool, typer.Option(help="Run code that comes with the model.")]
+
+
+def choose_device(dtype: str) -> tuple["torch.device", "torch.dtype"]:
+    """The device to run on and the precision there; also quiets transformers, which speaks to programmers."""
+    import torch
+    from transformers.utils import logging
+
+    from hfvlm.pipelines.dtype import choose_dtype
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    return device, choose_dtype(device, dtype)
+
+
+def load_embedder(model: str, dtype: str, trust_remote_code: bool, batch_size: int) -> "Embedder":
+    """A two-tower model and its processor.
+
+    Raises:
+        ValueError: there is no model of that name, or it embeds no images and texts.
+    """
+    loaded, processor = load_two_towers(model, dtype, trust_remote_code)
+    from hfvlm.embedder import Embedder
+
+    try:
+        return Embedder(loaded, processor, batch_size)
+    except TypeError as error:
+        raise ValueError(f"--model {model}: {error}") from error
+
+
+def load_two_towers(model: str, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """As `load_embedder`, the model and the processor by themselves."""
+    from transformers import AutoModel, AutoProcessor
+
+    device, precision = choose_device(dtype)
+    loaded = AutoModel.from_pretrained(model, dtype=precision, trust_remote_code=trust_remote_code).to(device)
+    return loaded, AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
