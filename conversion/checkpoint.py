@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
 
 #: How transformers names the weights in a folder, best first.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 WRAPPERS = ("model", "state_dict", "model_state_dict")
 
 
@@ -38,7 +39,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a weights file, or a folder in the transformers layout (sharded or not).
 
     Args:
-        path: a `.pth`, `.pt`, `.bin` or `.safetensors` file, or a folder.
+        path: a `.pth`, `.pt`, `.bin`, `.safetensors` or `.npz` file, or a folder.
 
     Raises:
         FileNotFoundError: there is nothing at `path`, or no weights in the folder, or a shard is missing.
@@ -91,6 +92,8 @@ def _read_file(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if path.suffix == ".npz":
+            return _read_arrays(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
@@ -102,6 +105,12 @@ def _read_file(path: Path) -> Any:
     except Exception as error:  # damaged bytes can make the readers fail in any way
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"checkpoint {path} is damaged or not a checkpoint: {reason}") from error
+
+
+def _read_arrays(path: Path) -> dict[str, torch.Tensor]:
+    """NumPy's arrays; an array of Python objects, which would be unpickled, is refused."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 
 def _refused(error: pickle.UnpicklingError) -> str:
