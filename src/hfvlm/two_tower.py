@@ -231,3 +231,68 @@ class TwoTowerModel(TwoTowerPreTrainedModel):
             local_loss=config.local_loss,
             **options,
         )
+
+
+class TwoTowerVisionModel(TwoTowerPreTrainedModel):
+    """The image tower alone, with its projection; subclasses say which keys of a whole model it passes over.
+
+    Args:
+        vision_model: a ready tower to use instead of a fresh one built from the config.
+    """
+
+    input_modalities = ("image",)
+
+    def __init__(self, config: TwoTowerConfig, vision_model: nn.Module | None = None):
+        super().__init__(config)
+        self._build_vision(vision_model)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.FloatTensor, interpolate_pos_encoding: bool = False, **kwargs
+    ) -> ImageTextOutput:
+        """`[images, channels, h, w]` -> `image_embeds`, `pooler_output` before its length is made 1, and tokens."""
+        self._refuse(kwargs)
+        outputs = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
+        return ImageTextOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=outputs.pooler_output,
+            image_embeds=nn.functional.normalize(outputs.pooler_output, dim=-1),
+            vision_model_output=outputs,
+        )
+
+
+class TwoTowerTextModel(TwoTowerPreTrainedModel):
+    """The text tower alone, with its projection; subclasses say which keys of a whole model it passes over.
+
+    Args:
+        text_model: a ready tower to use instead of a fresh one built from the config.
+    """
+
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+
+    def __init__(self, config: TwoTowerConfig, text_model: nn.Module | None = None):
+        super().__init__(config)
+        self._build_text(text_model)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.text_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def forward(
+        self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None = None, **kwargs
+    ) -> ImageTextOutput:
+        """`[texts, length]` -> `text_embeds`, `pooler_output` before its length is made 1, and tokens."""
+        self._refuse(kwargs)
+        outputs = self.get_text_features(input_ids, attention_mask, **kwargs)
+        return ImageTextOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=outputs.pooler_output,
+            text_embeds=nn.functional.normalize(outputs.pooler_output, dim=-1),
+            text_model_output=outputs,
+        )

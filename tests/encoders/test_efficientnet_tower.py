@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from hfvlm.encoders.configuration import EfficientNetTowerConfig
-from hfvlm.encoders.efficientnet import EfficientNetTower, SamePadConv, convolution, scale_channels
+from hfvlm.encoders.efficientnet import EfficientNetTower, RightPadConv, SamePadConv, convolution
+from hfvlm.encoders.efficientnet_stages import scale_channels
 from hfvlm.models.blip.configuration_blip import BlipConfig
 from hfvlm.models.blip.modeling_blip import BlipForConditionalGeneration
 
@@ -86,6 +88,85 @@ def test_padding_is_tensorflows_same(size, kernel, stride):
                         expected[row, column] += conv.weight[0, 0, y, x] * image[0, 0, at[0], at[1]]
     torch.testing.assert_close(outputs[0, 0], expected, rtol=1e-4, atol=1e-5)
     assert isinstance(conv, SamePadConv) == (stride == 2)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_fixed_padding_is_same_padding_for_even_sizes_only(kernel):
+    same = convolution(1, 1, kernel, 2)
+    fixed = convolution(1, 1, kernel, 2, padding="right")
+    symmetric = convolution(1, 1, kernel, 2, padding="symmetric")
+    fixed.load_state_dict(same.state_dict())
+    symmetric.load_state_dict(same.state_dict())
+    even, odd = torch.randn(1, 1, 8, 10), torch.randn(1, 1, 9, 11)
+    torch.testing.assert_close(fixed(even), same(even))
+    assert fixed(odd).shape[2:] == (4, 5) and same(odd).shape[2:] == (5, 6)
+    torch.testing.assert_close(symmetric(odd), same(odd))
+    assert not torch.allclose(symmetric(even), same(even))
+
+
+def test_blocks_named_symmetric_are_padded_alike_on_both_sides():
+    model = tower(padding="fixed", symmetric_blocks=[1])
+    assert [type(model.blocks[i].depthwise.conv) is nn.Conv2d for i in (1, 3)] == [True, False]
+    assert type(model.stem.conv) is RightPadConv
+    for size, side in ((64, 2), (72, 2), (63, 1)):  # 63 -> 31 -> 15 -> 7 -> 3 -> 1
+        plain = tower(padding="fixed")(torch.randn(1, 3, size, size), interpolate_pos_encoding=True)
+        assert plain.last_hidden_state.shape[1] == side * side
+
+
+def test_without_a_head_the_last_blocks_channels_are_the_tokens():
+    model = tower(head_channels=None, hidden_size=80)
+    assert model.head is None and model.proj is None and model.config.map_channels == 80
+    features = []
+    model.blocks[-1].register_forward_hook(lambda _, inputs, output: features.append(output))
+    tokens = model(torch.randn(1, 3, 64, 64)).last_hidden_state
+    assert torch.equal(tokens, features[0].flatten(2).transpose(1, 2))
+    assert tower(head_channels=None).proj.in_features == 80
+
+
+def test_stages_activation_squeeze_and_pooling_are_the_configs():
+    stages = [[1, 3, 1, 1, 16], [2, 5, 2, 4, 30]]
+    model = tower(
+        stages=stages,
+        width_coefficient=1.0,
+        channel_divisor=4,
+        squeeze_ratio=0.5,
+        hidden_act="gelu",
+        head_channels=None,
+        hidden_size=32,
+        pooling="max",
+    )
+    assert [block.project.conv.out_channels for block in model.blocks] == [16, 32, 32]
+    assert [block.depthwise.conv.stride[0] for block in model.blocks] == [1, 2, 1]
+    assert model.blocks[1].expand.conv.out_channels == 64
+    assert model.blocks[1].squeeze_excite.reduce.out_channels == 8
+    assert not any(isinstance(module, nn.SiLU) for module in model.modules())
+    outputs = model(torch.randn(1, 3, 64, 64))
+    assert outputs.last_hidden_state.shape == (1, 256, 32)
+    assert torch.equal(outputs.pooler_output, outputs.last_hidden_state.amax(1))
+
+
+def test_the_first_block_of_a_stage_adds_its_input_unless_told_otherwise():
+    same_shape = {"width_coefficient": 0.25}  # 8 channels in and out of the first block
+    assert tower(**same_shape).blocks[0].residual
+    without = tower(**same_shape, opening_residual=False)
+    assert not without.blocks[0].residual and without.blocks[2].residual
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"padding": "valid"}, "padding must be one of same, fixed"),
+        ({"pooling": "attention"}, "pooling must be one of mean, max"),
+        ({"stages": []}, "stages is empty"),
+        ({"stages": [[1, 4, 1, 1, 16]]}, "odd kernel"),
+        ({"stages": [[1, 3, 3, 1, 16]]}, "stride 1 or 2"),
+        ({"stages": [[1, 3, 1, 16]]}, "rows of"),
+        ({"symmetric_blocks": [2]}, 'symmetric_blocks need padding="fixed"'),
+    ],
+)
+def test_impossible_geometry_is_refused(fields, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        EfficientNetTowerConfig(**fields)
 
 
 @pytest.mark.parametrize(("size", "tokens"), [((64, 64), 4), ((96, 64), 6), ((65, 33), 6)])

@@ -3,6 +3,8 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from hfvlm.encoders.efficientnet_stages import STAGES, Block, plan_blocks, scale_channels
+
 
 def require_heads(config: PreTrainedConfig) -> None:
     """Every width is shared out among the heads: refuse a config where it does not come out even."""
@@ -168,9 +170,18 @@ class EfficientNetTowerConfig(PreTrainedConfig):
 
     Args:
         width_coefficient, depth_coefficient: compound scaling of channels and repeats (B0 and Lite0: 1.0, 1.0).
+        stages: rows of (repeats, kernel, stride, expansion, channels) before scaling.
+        channel_divisor: scaled channels are multiples of it.
         lite: EfficientNet-Lite: ReLU6, no squeeze-excite, stem, head, first and last stage not scaled.
-        head_channels: channels of the last 1x1 convolution (scaled with the width unless `lite`).
-        hidden_size: width of the tokens; a linear layer follows the last map if it differs from `head_channels`.
+        hidden_act: None: SiLU, or ReLU6 if `lite`.
+        squeeze_ratio: of a block's input channels that its squeeze-excite narrows to.
+        opening_residual: the first block of a stage, too, adds its input where the shapes allow.
+        padding: with a stride, "same": TensorFlow's, by the size of what is padded; "fixed": one pixel more on the
+            right and at the bottom, as if every size were even.
+        symmetric_blocks: with "fixed", numbers of blocks that are padded alike on both sides instead.
+        head_channels: channels of the last 1x1 convolution (scaled with the width unless `lite`); None: there is none.
+        hidden_size: width of the tokens; a linear layer follows the last map if that has other channels.
+        pooling: `pooler_output` is the "mean" or the "max" of the tokens.
         freeze_batch_norm: normalise with the stored statistics in training too (small batches).
     """
 
@@ -178,16 +189,54 @@ class EfficientNetTowerConfig(PreTrainedConfig):
 
     width_coefficient: float = 1.0
     depth_coefficient: float = 1.0
+    stages: list[list[int]] | tuple[tuple[int, ...], ...] = STAGES
+    channel_divisor: int = 8
     lite: bool = False
+    hidden_act: str | None = None
+    squeeze_ratio: float = 0.25
+    opening_residual: bool = True
+    padding: str = "same"
+    symmetric_blocks: list[int] | tuple[int, ...] = ()
     image_size: int = 224
     num_channels: int = 3
-    head_channels: int = 1280
+    head_channels: int | None = 1280
     hidden_size: int = 1280
+    pooling: str = "mean"
     batch_norm_eps: float = 1e-3
     batch_norm_momentum: float = 0.01
     drop_connect_rate: float = 0.2
     freeze_batch_norm: bool = False
     initializer_range: float = 0.02
+
+    def validate_architecture(self):
+        require_choice(self, "padding", ("same", "fixed"))
+        require_choice(self, "pooling", ("mean", "max"))
+        if not self.stages:
+            raise ValueError("stages is empty: name at least one")
+        for stage in self.stages:
+            if len(stage) != 5 or min(stage) < 1 or stage[1] % 2 == 0 or stage[2] > 2:
+                raise ValueError(
+                    "stages must be rows of (repeats, odd kernel, stride 1 or 2, expansion, channels), got "
+                    f"{list(stage)}"
+                )
+        if self.symmetric_blocks and self.padding == "same":
+            raise ValueError('symmetric_blocks need padding="fixed": with "same" the size decides')
+
+    @property
+    def plan(self) -> tuple[int, list[Block]]:
+        """The stem's channels, and the blocks after it."""
+        return plan_blocks(
+            self.stages, self.width_coefficient, self.depth_coefficient, self.channel_divisor, self.lite
+        )
+
+    @property
+    def map_channels(self) -> int:
+        """Channels of the last feature map."""
+        if self.head_channels is None:
+            return self.plan[1][-1].outputs
+        if self.lite:
+            return self.head_channels
+        return scale_channels(self.head_channels, self.width_coefficient, self.channel_divisor)
 
 
 @strict

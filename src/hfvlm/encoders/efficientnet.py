@@ -2,7 +2,8 @@
 
 EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, https://arxiv.org/abs/1905.11946;
 EfficientNet-Lite: https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite.
-Padding is TensorFlow's "SAME": with stride 2 the odd pixel of padding is on the right and at the bottom.
+Padding is TensorFlow's "SAME": with stride 2 the odd pixel of padding is on the right and at the bottom. Models built
+without knowing the image's size (Keras', ALIGN's) put it there always: `padding="fixed"`.
 """
 
 import math
@@ -10,33 +11,16 @@ import math
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.output_capturing import capture_outputs
 
 from hfvlm.encoders.configuration import EfficientNetTowerConfig
+from hfvlm.encoders.efficientnet_stages import Block
 from hfvlm.modeling import VlmPreTrainedModel
 from hfvlm.nn.batch_norm import BatchNorm2d
 from hfvlm.nn.embedding import check_pixels
-
-
-# (repeats, kernel, stride, expansion, channels) of the seven stages of B0
-STAGES = (
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
-)
-STEM_CHANNELS = 32
-
-
-def scale_channels(channels: int, width: float) -> int:
-    """Channels times the width coefficient, to the nearest multiple of 8, never more than 10 % less."""
-    scaled = max(8, int(channels * width + 4) // 8 * 8)
-    return scaled + 8 if scaled < 0.9 * channels * width else scaled
 
 
 class SamePadConv(nn.Conv2d):
@@ -49,11 +33,27 @@ class SamePadConv(nn.Conv2d):
         return super().forward(inputs)
 
 
-def convolution(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A bias-free convolution with "SAME" padding; the padding is built in where it is the same on both sides."""
-    if stride == 1:
-        return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False)
-    return SamePadConv(inputs, outputs, kernel, stride=stride, groups=groups, bias=False)
+class RightPadConv(nn.Conv2d):
+    """A convolution with a pixel of padding more on the right and at the bottom, whatever the size: it is as
+    `SamePadConv` for even sizes, and has `floor(size / 2)` pixels for odd ones."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        after = self.kernel_size[0] // 2
+        return super().forward(nn.functional.pad(inputs, (after - 1, after, after - 1, after)))
+
+
+def convolution(
+    inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, padding: str = "same"
+) -> nn.Conv2d:
+    """A bias-free convolution; padding that is the same on both sides is built in.
+
+    Args:
+        padding: with a stride, "same" as TensorFlow, "right" as if the size were even, or "symmetric".
+    """
+    if stride == 1 or padding == "symmetric":
+        return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
+    conv = SamePadConv if padding == "same" else RightPadConv
+    return conv(inputs, outputs, kernel, stride=stride, groups=groups, bias=False)
 
 
 class SqueezeExcite(nn.Module):
@@ -71,16 +71,25 @@ class SqueezeExcite(nn.Module):
 
 
 class MbConv(GradientCheckpointingLayer):
-    """Inverted bottleneck: expand, depthwise, squeeze-excite, project; residual where the shape allows."""
+    """Inverted bottleneck: expand, depthwise, squeeze-excite, project; residual where the shape allows.
 
-    def __init__(self, config, inputs: int, outputs: int, kernel: int, stride: int, expansion: int, drop: float):
+    Args:
+        block: its shape.
+        drop: share of the samples whose branch is left out in training.
+        padding: of a strided depthwise convolution, as `convolution` takes it.
+    """
+
+    def __init__(self, config: EfficientNetTowerConfig, block: Block, drop: float = 0.0, padding: str = "same"):
         super().__init__()
-        hidden, act = inputs * expansion, _act(config)
-        self.expand = _ConvNorm(config, inputs, hidden, act=act) if expansion != 1 else None
-        self.depthwise = _ConvNorm(config, hidden, hidden, kernel, stride, groups=hidden, act=act)
-        self.squeeze_excite = None if config.lite else SqueezeExcite(hidden, max(1, inputs // 4), act)
+        inputs, outputs, act = block.inputs, block.outputs, _act(config)
+        hidden, squeezed = inputs * block.expansion, max(1, int(inputs * config.squeeze_ratio))
+        self.expand = _ConvNorm(config, inputs, hidden, act=act) if block.expansion != 1 else None
+        self.depthwise = _ConvNorm(
+            config, hidden, hidden, block.kernel, block.stride, groups=hidden, act=act, padding=padding
+        )
+        self.squeeze_excite = None if config.lite else SqueezeExcite(hidden, squeezed, act)
         self.project = _ConvNorm(config, hidden, outputs)
-        self.residual = stride == 1 and inputs == outputs
+        self.residual = block.stride == 1 and inputs == outputs and (config.opening_residual or not block.opens)
         self.drop = drop
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -100,9 +109,11 @@ class MbConv(GradientCheckpointingLayer):
 class _ConvNorm(nn.Module):
     """Convolution, batch norm, and an activation if given."""
 
-    def __init__(self, config, inputs, outputs, kernel=1, stride=1, groups=1, act: nn.Module | None = None):
+    def __init__(
+        self, config, inputs, outputs, kernel=1, stride=1, groups=1, act: nn.Module | None = None, padding="same"
+    ):
         super().__init__()
-        self.conv = convolution(inputs, outputs, kernel, stride, groups)
+        self.conv = convolution(inputs, outputs, kernel, stride, groups, padding)
         self.norm = BatchNorm2d(outputs, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
         self.act = act
 
@@ -112,11 +123,12 @@ class _ConvNorm(nn.Module):
 
 
 def _act(config: EfficientNetTowerConfig) -> nn.Module:
-    return nn.ReLU6() if config.lite else nn.SiLU()
+    return ACT2FN[config.hidden_act or ("relu6" if config.lite else "silu")]
 
 
 class EfficientNetTower(VlmPreTrainedModel):
-    """Pixels to tokens: `[batch, channels, h, w]` -> `[batch, ceil(h / 32) * ceil(w / 32), hidden_size]`."""
+    """Pixels to tokens: `[batch, channels, h, w]` -> `[batch, ceil(h / 32) * ceil(w / 32), hidden_size]` (with
+    `padding="fixed"`, and stages of its own, the last map may have fewer positions)."""
 
     config_class = EfficientNetTowerConfig
     main_input_name = "pixel_values"
@@ -126,22 +138,19 @@ class EfficientNetTower(VlmPreTrainedModel):
 
     def __init__(self, config: EfficientNetTowerConfig):
         super().__init__(config)
-        width, depth, lite = config.width_coefficient, config.depth_coefficient, config.lite
-        channels = STEM_CHANNELS if lite else scale_channels(STEM_CHANNELS, width)
-        self.stem = _ConvNorm(config, config.num_channels, channels, 3, 2, act=_act(config))
-        plan = []
-        for i, (repeats, kernel, stride, expansion, outputs) in enumerate(STAGES):
-            if not (lite and i in (0, len(STAGES) - 1)):
-                repeats = math.ceil(repeats * depth)
-            outputs = scale_channels(outputs, width)
-            for repeat in range(repeats):
-                plan.append((channels, outputs, kernel, stride if repeat == 0 else 1, expansion))
-                channels = outputs
+        strided = "same" if config.padding == "same" else "right"
+        channels, plan = config.plan
+        self.stem = _ConvNorm(config, config.num_channels, channels, 3, 2, act=_act(config), padding=strided)
         rate = config.drop_connect_rate / len(plan)
-        self.blocks = nn.ModuleList(MbConv(config, *block, rate * i) for i, block in enumerate(plan))
-        head = config.head_channels if lite else scale_channels(config.head_channels, width)
-        self.head = _ConvNorm(config, channels, head, act=_act(config))
-        self.proj = nn.Linear(head, config.hidden_size) if head != config.hidden_size else None
+        self.blocks = nn.ModuleList(
+            MbConv(config, block, rate * i, "symmetric" if i in config.symmetric_blocks else strided)
+            for i, block in enumerate(plan)
+        )
+        channels = config.map_channels
+        self.head = None
+        if config.head_channels is not None:
+            self.head = _ConvNorm(config, plan[-1].outputs, channels, act=_act(config))
+        self.proj = nn.Linear(channels, config.hidden_size) if channels != config.hidden_size else None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -168,14 +177,16 @@ class EfficientNetTower(VlmPreTrainedModel):
             interpolate_pos_encoding: take any `h` and `w` (a convolution has no position table to resize).
 
         Returns:
-            `last_hidden_state` `[batch, positions, hidden_size]`, row by row; `pooler_output`: their mean.
+            `last_hidden_state` `[batch, positions, hidden_size]`, row by row; `pooler_output`: their mean or maximum.
         """
         config = self.config
         check_pixels(pixel_values, config.num_channels, None if interpolate_pos_encoding else config.image_size)
         features = self.stem(pixel_values.to(self.dtype))
         for block in self.blocks:
             features = block(features)
-        tokens = self.head(features).flatten(2).transpose(1, 2)
+        features = features if self.head is None else self.head(features)
+        tokens = features.flatten(2).transpose(1, 2)
         if self.proj is not None:
             tokens = self.proj(tokens)
-        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens.mean(dim=1))
+        pooled = tokens.mean(dim=1) if config.pooling == "mean" else tokens.amax(dim=1)
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=pooled)

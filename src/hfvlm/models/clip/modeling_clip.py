@@ -16,7 +16,7 @@ from transformers.utils.generic import can_return_tuple
 from hfvlm.losses.classification import classification_loss
 from hfvlm.models.clip.configuration_clip import ClipConfig
 from hfvlm.nn.linear import Linear
-from hfvlm.two_tower import ImageTextOutput, TwoTowerModel, TwoTowerPreTrainedModel
+from hfvlm.two_tower import TwoTowerModel, TwoTowerPreTrainedModel, TwoTowerTextModel, TwoTowerVisionModel
 
 
 class ClipPreTrainedModel(TwoTowerPreTrainedModel):
@@ -60,71 +60,24 @@ class ClipModel(ClipPreTrainedModel, TwoTowerModel):
         return self.logit_scale.exp(), self.logit_bias
 
 
-class ClipVisionModel(ClipPreTrainedModel):
+class ClipVisionModel(ClipPreTrainedModel, TwoTowerVisionModel):
     """CLIP's image tower alone, with its projection; reads the folder of a whole `ClipModel` too.
 
     Args:
         vision_model: a ready tower to use instead of a fresh one built from the config.
     """
 
-    input_modalities = ("image",)
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_"]
 
-    def __init__(self, config: ClipConfig, vision_model: nn.Module | None = None):
-        super().__init__(config)
-        self._build_vision(vision_model)
-        self.post_init()
 
-    @can_return_tuple
-    def forward(
-        self, pixel_values: torch.FloatTensor, interpolate_pos_encoding: bool = False, **kwargs
-    ) -> ImageTextOutput:
-        """`[images, channels, h, w]` -> `image_embeds`, `pooler_output` before its length is made 1, and tokens."""
-        self._refuse(kwargs)
-        outputs = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
-        return ImageTextOutput(
-            last_hidden_state=outputs.last_hidden_state,
-            pooler_output=outputs.pooler_output,
-            image_embeds=nn.functional.normalize(outputs.pooler_output, dim=-1),
-            vision_model_output=outputs,
-        )
-
-
-class ClipTextModel(ClipPreTrainedModel):
+class ClipTextModel(ClipPreTrainedModel, TwoTowerTextModel):
     """CLIP's text tower alone, with its projection; reads the folder of a whole `ClipModel` too.
 
     Args:
         text_model: a ready tower to use instead of a fresh one built from the config.
     """
 
-    main_input_name = "input_ids"
-    input_modalities = ("text",)
     _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^visual_projection\.", r"^logit_"]
-
-    def __init__(self, config: ClipConfig, text_model: nn.Module | None = None):
-        super().__init__(config)
-        self._build_text(text_model)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.text_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.text_model.set_input_embeddings(value)
-
-    @can_return_tuple
-    def forward(
-        self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None = None, **kwargs
-    ) -> ImageTextOutput:
-        """`[texts, length]` -> `text_embeds`, `pooler_output` before its length is made 1, and tokens."""
-        self._refuse(kwargs)
-        outputs = self.get_text_features(input_ids, attention_mask, **kwargs)
-        return ImageTextOutput(
-            last_hidden_state=outputs.last_hidden_state,
-            pooler_output=outputs.pooler_output,
-            text_embeds=nn.functional.normalize(outputs.pooler_output, dim=-1),
-            text_model_output=outputs,
-        )
 
 
 class ClipForImageClassification(ClipPreTrainedModel):
