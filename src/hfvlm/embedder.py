@@ -1,6 +1,6 @@
 """Images and texts to vectors of length 1 in the joint space of a two-tower model, batch by batch."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -80,8 +80,7 @@ class Embedder:
                 error is raised.
         """
         for positions, pixels in self.loader.stream(images, self.batch_size, on_error):
-            pixels = pixels.to(self.model.device, self.model.dtype)
-            yield positions, self._embeds(self.model.get_image_features, pixel_values=pixels)
+            yield positions, self.embed(pixel_values=pixels)
 
     def text_batches(self, texts: Iterable[str]) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Positions in `texts` and their vectors, a batch at a time."""
@@ -90,10 +89,9 @@ class Embedder:
             for _, text in batch:
                 if not isinstance(text, str):
                     raise TypeError(f"a text must be a string, got {type(text).__name__}")
-            inputs = self.tokens([text for _, text in batch]).to(self.model.device)
-            yield [position for position, _ in batch], self._embeds(self.model.get_text_features, **inputs)
+            yield [position for position, _ in batch], self.embed(**self.tokens([text for _, text in batch]))
 
-    def tokens(self, texts: list[str]) -> Any:
+    def tokens(self, texts: list[str]) -> Mapping[str, torch.Tensor]:
         """The text tower's inputs, of texts cut where they are too long."""
         stock = {}
         if type(self.processor).__module__.startswith("transformers."):  # pads and cuts only when it is told to
@@ -101,9 +99,15 @@ class Embedder:
         return self.processor(text=texts, return_tensors="pt", **stock)
 
     @torch.inference_mode()
-    def _embeds(self, features: Callable[..., Any], **inputs: torch.Tensor) -> torch.Tensor:
-        vectors = features(**inputs).pooler_output.float()
-        return torch.nn.functional.normalize(vectors, dim=-1).cpu()
+    def embed(self, **inputs: torch.Tensor) -> torch.Tensor:
+        """`[n, dim]` float32 on the CPU, of the inputs of one tower: of images if there are `pixel_values`."""
+        model = self.model
+        features = model.get_image_features if "pixel_values" in inputs else model.get_text_features
+        inputs = {
+            name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+            for name, value in inputs.items()
+        }
+        return torch.nn.functional.normalize(features(**inputs).pooler_output.float(), dim=-1).cpu()
 
     @torch.inference_mode()
     def logits(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:

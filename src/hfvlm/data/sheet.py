@@ -41,7 +41,7 @@ def draw_sheet(results: Sequence[tuple[float, str]], title: str, columns: int = 
         raise ValueError("results is empty: there is nothing to draw")
     columns = max(1, min(columns, len(results)))
     rows = -(-len(results) // columns)
-    captions = SCORE + NAME + 10
+    captions = SCORE + NAME + 16
     width = 2 * MARGIN + columns * CELL + (columns - 1) * GAP
     head = MARGIN + TITLE + 20
     height = head + rows * (CELL + captions) + (rows - 1) * ROW_GAP + MARGIN

@@ -1,0 +1,171 @@
+"""The image-text-retrieval pipeline: the images of a collection that fit a text or an image, or the texts that fit."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import Pipeline
+from transformers.utils import logging
+
+from hfvlm.embedder import Embedder
+from hfvlm.images import ImageError, images_in, open_image
+from hfvlm.nearest import nearest
+
+
+logger = logging.get_logger(__name__)
+
+
+class ImageTextRetrievalPipeline(Pipeline):
+    """Searches a collection of images or of texts.
+
+    ```python
+    >>> pipe = hfvlm.pipeline("image-text-retrieval", model=folder)
+    >>> pipe.index(images="photos")
+    >>> pipe("a dog on the grass", top_k=2)
+    [{'score': 0.31, 'image': 'photos/dog.jpg', 'index': 4}, {'score': 0.24, 'image': 'photos/cat.jpg', 'index': 1}]
+    ```
+
+    Args:
+        processor: takes `images=` and `text=`; it brings the tokenizer and the image processor.
+
+    The other arguments are those of `transformers.Pipeline` and those of a call.
+    """
+
+    _load_processor = True
+    _load_tokenizer = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_video_processor = False
+
+    def __init__(self, model: Any, processor: Any = None, **kwargs: Any):
+        if processor is None:
+            raise ValueError(
+                "image-text-retrieval needs processor=, which prepares the images and texts for the model"
+            )
+        super().__init__(model=model, processor=processor, **kwargs)
+        self._embedder = Embedder(self.model, processor)
+        self._kind: str | None = None
+        self._items: Sequence[Any] = ()
+        self._rows: list[int] = []
+        self._embeds = torch.empty(0, 0)
+
+    def index(
+        self,
+        images: str | os.PathLike | Sequence[Any] | None = None,
+        texts: Sequence[str] | None = None,
+        batch_size: int = 32,
+        skip_unreadable: bool = False,
+    ) -> "ImageTextRetrievalPipeline":
+        """Embeds the collection that is searched from now on, in place of one before.
+
+        Args:
+            images: a folder, which is searched for image suffixes; or a list or dataset column of images: paths, URLs,
+                PIL images, bytes, or rows with an "image".
+            texts: strings, instead of images.
+            batch_size: images or texts at a time.
+            skip_unreadable: leave images out that cannot be used, with a warning, instead of raising the error.
+
+        Returns:
+            the pipeline.
+
+        Raises:
+            ImageError: an image that cannot be used, by name.
+            ValueError: neither images nor texts, both, or an empty collection.
+            TypeError: a text that is no string.
+        """
+        if (images is None) == (texts is None):
+            raise ValueError("pass the collection to search as images= or as texts=, and not both")
+        kind, items = ("image", images) if texts is None else ("text", texts)
+        if isinstance(items, (str, os.PathLike)):
+            if kind == "text" or not os.path.isdir(items):
+                wanted = "list of texts" if kind == "text" else "folder, and no list of images"
+                raise ValueError(f"{kind}s={os.fspath(items)!r} is no {wanted}")
+            items = list(images_in(items))
+        if not hasattr(items, "__len__") or not hasattr(items, "__getitem__"):
+            items = list(items)
+        if not len(items):
+            raise ValueError(f"{kind}s is empty: there is nothing to search")
+
+        def skip(position: int, error: ImageError) -> None:
+            logger.warning(f"left out of the index: {error}")
+
+        embedder = Embedder(self.model, self.processor, batch_size)
+        if kind == "text":
+            batches = list(embedder.text_batches(items))
+        else:
+            batches = list(embedder.image_batches(items, skip if skip_unreadable else None))
+        if not batches:
+            raise ValueError(f"none of the {len(items)} images can be used")
+        self._kind, self._items = kind, items
+        self._rows = [position for positions, _ in batches for position in positions]
+        self._embeds = torch.cat([embeds for _, embeds in batches])
+        return self
+
+    def _sanitize_parameters(self, top_k: int | None = None, timeout: float | None = None) -> tuple[dict, dict, dict]:
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}")
+        return (
+            {} if timeout is None else {"timeout": timeout},
+            {},
+            {} if top_k is None else {"top_k": top_k},
+        )
+
+    def __call__(self, queries: Any = None, **kwargs: Any) -> Any:
+        """Searches the collection.
+
+        Args:
+            queries: a text (any string is one, also a path), an image (a `Path`, PIL image, bytes, or a mapping with
+                a path, URL or image as its "image"), or a list of these.
+            top_k: results a query, at most; 5 if left out.
+            batch_size: queries at a time, all of one kind.
+            timeout: seconds to wait for a URL's server.
+
+        Returns:
+            `[{"score": cosine similarity, "image" or "text": the item, "index": its place in the collection}]`, best
+            first; a list of these for a list.
+
+        Raises:
+            RuntimeError: before `index()`.
+            ImageError: an image that cannot be used, by name.
+            ValueError: no query, or an empty text.
+        """
+        queries = kwargs.pop("inputs", None) if queries is None else queries
+        if self._kind is None:
+            raise RuntimeError("there is nothing to search yet: call index(images=...) or index(texts=...) first")
+        if queries is None:
+            raise ValueError("pass a query: a text, an image, or a list of them")
+        if not isinstance(queries, (list, tuple)):
+            return super().__call__(queries, **kwargs)
+        kinds = {isinstance(query, str) for query in queries}
+        if kwargs.get("batch_size", self._batch_size or 1) > 1 and len(kinds) > 1:
+            raise ValueError("queries of one batch must be all texts or all images: pass them apart, or batch_size=1")
+        return super().__call__(list(queries), **kwargs) if queries else []
+
+    def preprocess(self, inputs: Any, timeout: float | None = None) -> dict[str, torch.Tensor]:
+        """One query, as the model's inputs of a batch of one."""
+        if isinstance(inputs, str):
+            if not inputs.strip():
+                raise ValueError("the query is an empty text: say what to look for")
+            return dict(self._embedder.tokens([inputs]))
+        if isinstance(inputs, Mapping):
+            if "image" not in inputs:
+                raise ValueError(f"a query needs an 'image', this one has {', '.join(map(str, inputs))}")
+            inputs = inputs["image"]
+        return self._embedder.loader([open_image(inputs, timeout)])
+
+    def _forward(self, model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"embeds": self._embedder.embed(**model_inputs)}
+
+    def postprocess(self, model_outputs: dict[str, torch.Tensor], top_k: int = 5) -> list[dict[str, Any]]:
+        scores, rows = nearest(model_outputs["embeds"], self._embeds, top_k)
+        found = [self._rows[row] for row in rows[0].tolist()]
+        return [
+            {"score": score, self._kind: self._items[index], "index": index}
+            for score, index in zip(scores[0].tolist(), found, strict=True)
+        ]
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Saves the model and the processor, without the collection."""
+        super().save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)

@@ -1,0 +1,120 @@
+"""`hfvlm search`: what it prints, what it keeps, what it refuses."""
+
+import json
+
+import pytest
+from PIL import Image
+from two_towers import save_stock_clip, stock_clip, stock_processor
+
+from hfvlm.data.indexing import INDEX_PATH
+from hfvlm.embedder import Embedder
+
+
+NAMES = ("a.png", "b.JPG", "more/c.webp")
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory) -> str:
+    """Folder of a tiny two-tower model."""
+    return save_stock_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture
+def expected(photos) -> list[tuple[float, str]]:
+    """Score and path of each photo for "a dog", best first."""
+    embed = Embedder(stock_clip(), stock_processor())
+    paths = [str(photos / name) for name in NAMES]
+    scores = (embed.texts(["a dog"]) @ embed.images(paths).t())[0].tolist()
+    return sorted(zip(scores, paths), reverse=True)
+
+
+def test_prints_scores_and_paths(run, clip, photos, expected):
+    for _ in range(2):  # the second time from the index
+        result = run("search", "a dog", "--in", photos, "--model", clip, "--dtype", "fp32")
+        assert (result.code, result.err) == (0, "")
+        lines = [line.split(maxsplit=1) for line in result.out.splitlines()]
+        assert [path for _, path in lines] == [path for _, path in expected]
+        assert [float(score) for score, _ in lines] == pytest.approx([score for score, _ in expected], abs=2e-3)
+    assert (photos / INDEX_PATH).is_file()
+
+
+def test_json_and_top_k(run, clip, photos, expected):
+    result = run("search", "a dog", "--in", photos, "--model", clip, "--dtype", "fp32", "--top-k", 2, "--json")
+    rows = [json.loads(line) for line in result.out.splitlines()]
+    assert rows == [
+        {"rank": rank, "score": pytest.approx(score, abs=2e-3), "image": path}
+        for rank, (score, path) in enumerate(expected[:2], 1)
+    ]
+
+
+def test_an_image_as_the_query(run, clip, photos):
+    options = ("--model", clip, "--top-k", 1, "--dtype", "fp32")
+    result = run("search", "--image", photos / "b.JPG", "--in", photos, *options)
+    assert result.out == f" 1.000  {photos / 'b.JPG'}\n"
+
+
+def test_sheet(run, clip, photos, tmp_path):
+    sheet = tmp_path / "found.png"
+    result = run("search", "a dog", "--in", photos, "--model", clip, "--sheet", sheet)
+    assert result.code == 0
+    assert Image.open(sheet).width > 700  # three images side by side
+
+
+def test_broken_images_are_named_and_the_rest_found(run, clip, photos, expected):
+    (photos / "broken.png").write_text("no image")
+    result = run("search", "a dog", "--in", photos, "--model", clip, "--dtype", "fp32")
+    assert result.code == 1
+    assert result.err == f"error: {photos / 'broken.png'}: is not an image that can be read\n"
+    assert [line.split(maxsplit=1)[1] for line in result.out.splitlines()] == [path for _, path in expected]
+
+
+def test_an_index_of_another_model(run, clip, photos, tmp_path):
+    run("search", "a dog", "--in", photos, "--model", clip)
+    other = save_stock_clip(tmp_path / "other", seed=1)
+    result = run("search", "a dog", "--in", photos, "--model", other)
+    assert (result.code, result.out) == (1, "")
+    assert "was made by another model" in result.err
+    assert clip in result.err
+    assert "--rebuild" in result.err
+    assert result.err.count("\n") == 1
+    elsewhere = tmp_path / "elsewhere" / "index.safetensors"
+    assert run("search", "a dog", "--in", photos, "--model", other, "--index", elsewhere).code == 0
+    assert elsewhere.is_file()
+    assert run("search", "a dog", "--in", photos, "--model", clip).code == 0
+    assert run("search", "a dog", "--in", photos, "--model", other, "--rebuild").code == 0
+    assert run("search", "a dog", "--in", photos, "--model", clip).code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "QUERY"),
+        (["a dog", "--image", "a.png"], 2, "not both"),
+        ([" "], 2, "say what to look for"),
+        (["--image", "gone.png"], 1, "gone.png: no such file"),
+        (["a dog", "--in", "gone"], 2, "gone: no such folder"),
+        (["a dog", "--sheet", "sheet.txt"], 2, "must be a .png"),
+        (["a dog", "--sheet", "gone/sheet.png"], 2, "must be a .png in a folder that is there"),
+        (["a dog", "--top-k", "0"], 2, "--top-k"),
+        (["a dog", "--model", "/no/such/folder"], 1, "/no/such/folder"),
+    ],
+)
+def test_bad_options(run, clip, photos, arguments, code, message):
+    given = {"--in": photos, "--model": clip}
+    defaults = [part for name, value in given.items() if name not in arguments for part in (name, value)]
+    result = run("search", *arguments, *defaults)
+    assert (result.code, result.out) == (code, "")
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert not (photos / INDEX_PATH).exists()
+
+
+def test_a_model_without_two_towers(run, model, photos):
+    result = run("search", "a dog", "--in", photos, "--model", model)
+    assert (result.code, result.out) == (1, "")
+    assert "BlipModel does not embed images and texts in one space" in result.err
+
+
+def test_an_empty_folder(run, clip, tmp_path):
+    result = run("search", "a dog", "--in", tmp_path, "--model", clip)
+    assert (result.code, result.err) == (1, f"error: {tmp_path}: no image in this folder\n")
