@@ -71,13 +71,15 @@ def timm_rules(config: VitConfig) -> tuple[Rule, ...]:
     """timm's VisionTransformer, hybrids with its ResNetV2 included."""
     stem, stages = "patch_embed.backbone.", "stages.{s}.blocks.{b}."
     norm = "fc_norm" if config.vision_config.final_norm == "pooled" else "norm"
+    stages_too = config.vision_config.stem_config is not None and config.vision_config.stem_config.depths
+    root = "stem." if stages_too else ""  # a stem without stages is the backbone itself
     return (
         Rename("pos_embed", f"{TOWER}position_embedding", fit=position_fit(config.vision_config)),
         *(Rename(name, TOWER + name) for name in ("cls_token", "patch_embed.proj.{p}", "blocks.{*rest}")),
         Rename("norm_pre.{p}", f"{TOWER}pre_norm.{{p}}"),
         Rename(f"{norm}.{{p}}", f"{TOWER}norm.{{p}}"),
-        Rename(f"{stem}stem.conv.{{p}}", f"{STEM}embedder.convolution.{{p}}"),
-        Rename(f"{stem}stem.norm.{{p}}", f"{STEM}embedder.norm.{{p}}"),
+        Rename(f"{stem}{root}conv.{{p}}", f"{STEM}embedder.convolution.{{p}}"),
+        Rename(f"{stem}{root}norm.{{p}}", f"{STEM}embedder.norm.{{p}}"),
         Rename(f"{stem}{stages}{{*rest}}", f"{STEM}encoder.stages.{{s}}.layers.{{b}}.{{*rest}}"),
         Rename("pre_logits.fc.{p}", "pre_logits.0.{p}"),
         Rename("head.{p}", "classifier.{p}"),
@@ -243,7 +245,7 @@ def release_fields(tensors: Mapping[str, torch.Tensor], flax: bool) -> dict[str,
     hidden = f"Transformer.encoderblock_0.{names['mlp']}.Dense_0.weight" if flax else "blocks.0.mlp.fc1.weight"
     class_token = ("cls" if flax else "cls_token") in tensors
     stem = _flax_stem(tensors) if flax else _timm_stem(tensors)
-    size = (shapes.size(patch, 2) or 1) * (1 if stem is None else 2 ** (len(stem["depths"]) + 1))
+    size = (shapes.size(patch, 2) or 1) * (1 if stem is None else 2 ** (max(len(stem["depths"]), 1) + 1))
     width, pooled = shapes.size(patch, 0), "fc_norm.weight" in tensors
     tower = {
         "hidden_size": width,
@@ -295,12 +297,13 @@ def _stem(depths: list[int], root: torch.Tensor, outs: list[torch.Tensor]) -> di
 
 def _timm_stem(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
     start = "patch_embed.backbone."
-    if f"{start}stem.conv.weight" not in tensors:
+    root = next((key for key in (f"{start}stem.conv.weight", f"{start}conv.weight") if key in tensors), None)
+    if root is None:
         return None
     stages = range(_count(tensors, f"{start}stages.") or 0)
     depths = [_count(tensors, f"{start}stages.{s}.blocks.") or 0 for s in stages]
     outs = [tensors[f"{start}stages.{s}.blocks.0.conv3.weight"] for s in stages]
-    return _stem(depths, tensors[f"{start}stem.conv.weight"], outs)
+    return _stem(depths, tensors[root], outs)
 
 
 def _flax_stem(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
@@ -340,7 +343,9 @@ def in_tree_fields(config: Mapping[str, Any], pooler: bool) -> dict[str, Any]:
             "patch_size": _square(theirs.patch_size, "patch_size"),
         },
         "representation_size": theirs.pooler_output_size if pooler else None,
-        **{name: getattr(theirs, name) for name in ("id2label", "label2id", "problem_type")},
+        "id2label": theirs.id2label,
+        "label2id": theirs.label2id or {label: i for i, label in theirs.id2label.items()},
+        "problem_type": theirs.problem_type,
     }
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from hfvlm.encoders.configuration import VitTowerConfig, tower_config
 from hfvlm.encoders.vit import VitTower
@@ -74,3 +75,129 @@ def test_the_sub_config_is_found_by_its_model_type():
         tower_config({"model_type": "swin"}, VitTowerConfig, "vision_config")
     with pytest.raises(TypeError, match="vision_config must be a dict or a config, got str"):
         tower_config("vit", VitTowerConfig, "vision_config")
+
+
+def test_the_pooled_vector_and_the_norm():
+    pixels = torch.randn(2, 3, 32, 32)
+    mean = tower(pooling="mean")(pixels)
+    torch.testing.assert_close(mean.pooler_output, mean.last_hidden_state[:, 1:].mean(1))
+    alone = tower(pooling="mean", class_token=False)(pixels)
+    assert alone.last_hidden_state.shape == (2, 16, 24)
+    model = tower(final_norm="pooled", pooling="mean")
+    outputs = model(pixels)
+    torch.testing.assert_close(outputs.pooler_output, model.norm(outputs.last_hidden_state[:, 1:].mean(1)))
+    none = tower(final_norm="none")
+    assert none.norm is None and none(pixels).last_hidden_state.isfinite().all()
+    with pytest.raises((ValueError, StrictDataclassError), match="pooling 'cls' needs class_token=True"):
+        tower(class_token=False)
+
+
+def test_factorised_positions_are_a_row_and_a_column():
+    model = tower(position_embedding="factorised")
+    table = model.positions((4, 4))
+    rows, columns = model.row_embedding[0], model.column_embedding[0]
+    torch.testing.assert_close(table[0, 1 + 2 * 4 + 3], torch.cat([rows[2], columns[3]]))
+    torch.testing.assert_close(table[:, :1], model.position_embedding)
+    assert model.positions((6, 3)).shape == (1, 19, 24)
+    assert model(torch.randn(1, 3, 48, 24), interpolate_pos_encoding=True).pooler_output.isfinite().all()
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+def test_a_table_is_interpolated_as_named(mode):
+    model = tower(interpolation=mode)
+    square = model.position_embedding[:, 1:].view(1, 4, 4, 24).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(square, size=(6, 5), mode=mode).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(model.positions((6, 5))[:, 1:], expected)
+
+
+@pytest.mark.parametrize("position", ["learned", "factorised", "sincos"])
+def test_a_row_of_patches_has_its_own_place(position):
+    model = tower(position_embedding=position)
+    places = model.positions((4, 4))[0, 1:]
+    assert len({tuple(place) for place in places.detach().round(decimals=6).tolist()}) == 16
+
+
+def test_patches_can_be_given():
+    model, pixels = tower(), torch.randn(2, 3, 48, 32)
+    embeds, grid = model.embed(pixels, interpolate_pos_encoding=True)
+    assert grid == (6, 4) and embeds.shape == (2, 24, 24)
+    expected = model(pixels, interpolate_pos_encoding=True).last_hidden_state
+    torch.testing.assert_close(model(patch_embeds=embeds, patch_grid=grid).last_hidden_state, expected)
+    with pytest.raises(ValueError, match="patch_embeds has 24 patches, 4 rows of 4 are expected"):
+        model(patch_embeds=embeds)
+
+
+#: backbones that cost nothing; their last map has a stride of 8
+BIT = {
+    "model_type": "bit",
+    "layer_type": "bottleneck",
+    "depths": [1, 1],
+    "hidden_sizes": [32, 64],
+    "embedding_size": 32,
+    "num_groups": 8,
+    "global_padding": "same",
+    "embedding_dynamic_padding": True,
+    "out_features": ["stage2"],
+}
+RESNET = {
+    "model_type": "resnet",
+    "depths": [1, 1],
+    "hidden_sizes": [32, 64],
+    "embedding_size": 32,
+    "layer_type": "basic",
+    "out_features": ["stage2"],
+}
+
+
+@pytest.mark.parametrize("stem", [BIT, RESNET], ids=["bit", "resnet"])
+@pytest.mark.parametrize("patch", [8, 16])
+def test_a_hybrid_cuts_a_feature_map_into_patches(stem, patch, tmp_path):
+    model = tower(stem_config=stem, patch_size=patch)
+    pixels = torch.randn(2, 3, 32, 32)
+    assert model.config.stem_stride == 8
+    features = model.patch_embed.backbone(pixels).feature_maps[-1]
+    assert features.shape == (2, 64, 4, 4)
+    assert model(pixels).last_hidden_state.shape == (2, 1 + (32 // patch) ** 2, 24)
+    assert model(torch.randn(1, 3, 32, 64), interpolate_pos_encoding=True).last_hidden_state.isfinite().all()
+    model.save_pretrained(tmp_path)
+    loaded, info = VitTower.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert torch.equal(loaded(pixels).last_hidden_state, model(pixels).last_hidden_state)
+    assert loaded.to(torch.bfloat16)(pixels).last_hidden_state.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("fields", "stride"),
+    [
+        ({}, 8),
+        ({"out_features": ["stem"]}, 4),
+        ({"out_features": ["stage1"]}, 4),
+        ({"depths": [1, 1, 1, 1], "hidden_sizes": [32, 64, 96, 128], "out_features": ["stage4"]}, 32),
+        ({"depths": [1, 1, 1], "hidden_sizes": [32, 64, 96], "out_features": ["stage3"], "output_stride": 8}, 8),
+    ],
+)
+def test_the_stride_of_a_stem_is_what_its_map_shows(fields, stride):
+    model = tower(stem_config={**BIT, **fields}, image_size=64, patch_size=32)
+    assert model.config.stem_stride == stride
+    features = model.patch_embed.backbone(torch.randn(1, 3, 64, 64)).feature_maps[-1]
+    assert features.shape[-1] == 64 // stride
+
+
+def test_the_first_stage_of_a_resnet_may_halve_too():
+    model = tower(stem_config={**RESNET, "downsample_in_first_stage": True}, patch_size=16)
+    assert model.config.stem_stride == 16
+    assert model(torch.randn(1, 3, 32, 32)).last_hidden_state.shape == (1, 5, 24)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"stem_config": BIT, "patch_size": 4}, r"patch_size \(4\) must be a multiple of the stem's stride, 8 pixels"),
+        ({"stem_config": {"model_type": "unheard-of"}}, "stem_config.model_type is 'unheard-of'; name a backbone"),
+        ({"position_embedding": "sincos", "hidden_size": 30}, "hidden_size .30. must be a multiple of 4"),
+        ({"interpolation": "nearest"}, "interpolation must be one of bicubic, bilinear; got 'nearest'"),
+    ],
+)
+def test_towers_that_cannot_be(fields, message):
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        tower(**fields)

@@ -21,7 +21,7 @@ def bit_stem(*depths: int) -> dict:
     """The hybrids' ResNet: weight-standardised convolutions, group norm, TensorFlow's padding; its last feature map.
 
     Args:
-        depths: blocks in each stage; three stages have a stride of 16, four of 32.
+        depths: blocks in each stage; three stages have a stride of 16, four of 32, none (the stem alone) of 4.
     """
     return {
         "model_type": "bit",
@@ -30,7 +30,7 @@ def bit_stem(*depths: int) -> dict:
         "hidden_sizes": [256 * 2**stage for stage in range(len(depths))],
         "global_padding": "same",
         "embedding_dynamic_padding": True,
-        "out_features": [f"stage{len(depths)}"],
+        "out_features": [f"stage{len(depths)}" if depths else "stem"],
     }
 
 
