@@ -1,0 +1,65 @@
+"""A momentum teacher: a copy of a module whose weights follow the trained ones slowly."""
+
+from collections.abc import Iterable
+from copy import deepcopy
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def momentum_copy(module: Module) -> Module:
+    """A copy of a module whose parameters need no gradient.
+
+    It stays in the mode that the module is in, and as a part of a model it follows the model's `train()` and `eval()`:
+    in training its batch norms and dropout work as the student's do.
+    """
+    return deepcopy(module).requires_grad_(False)
+
+
+class MomentumUpdater:
+    """Moves teachers towards their students, once for every change of the students' weights.
+
+    A change is told by the weights themselves: by the sum of each parameter. So several forward passes between two
+    optimiser steps (gradient accumulation, two views, checkpointing) move the teachers once, whichever optimiser steps
+    (fused kernels change parameters without counting it in their version). The first call moves them, also after
+    training is resumed; there is no state to save.
+    """
+
+    def __init__(self) -> None:
+        self._seen: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, pairs: Iterable[tuple[nn.Module, nn.Module]], momentum: float) -> bool:
+        """`teacher = momentum * teacher + (1 - momentum) * student`, for parameters; buffers are left alone.
+
+        Args:
+            pairs: (student, teacher) modules of the same structure.
+            momentum: the share of itself that the teacher keeps, 0 to 1.
+
+        Returns:
+            Whether the teachers moved.
+
+        Raises:
+            ValueError: a momentum out of range, or modules with different parameters.
+        """
+        if not 0.0 <= momentum <= 1.0:
+            raise ValueError(f"momentum must be between 0 and 1, got {momentum}")
+        students, teachers = [], []
+        for student, teacher in pairs:
+            ours, theirs = dict(student.named_parameters()), dict(teacher.named_parameters())
+            differ = sorted(ours.keys() ^ theirs.keys()) or [n for n in ours if ours[n].shape != theirs[n].shape]
+            if differ:
+                raise ValueError(f"student and teacher must have the same parameters, they differ in {differ[0]}")
+            students += ours.values()
+            teachers += (theirs[name] for name in ours)
+        now = torch.stack([weights.sum(dtype=torch.float32) for weights in students])
+        if self._seen is not None and torch.equal(self._seen.to(now.device), now):
+            return False
+        self._seen = now
+        torch._foreach_mul_(teachers, momentum)
+        torch._foreach_add_(teachers, students, alpha=1.0 - momentum)
+        return True
