@@ -99,7 +99,7 @@ class ClipTextTower(VlmPreTrainedModel):
             return hidden_states[:, -1]
         ids = input_ids if pooling == "argmax" else input_ids == self.config.eos_token_id
         place = ids.int().argmax(dim=-1)  # the first of equals
-        return hidden_states[torch.arange(len(place), device=place.device), place]
+        return hidden_states[torch.arange(place.shape[0], device=place.device), place]
 
     def _check(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
         limit = self.config.max_position_embeddings
