@@ -13,6 +13,9 @@ from hfvlm.version import __version__
 
 if TYPE_CHECKING:  # what __getattr__ imports
     from hfvlm.auto import AutoModelForImageEncoding
+    from hfvlm.models.align.configuration_align import AlignConfig
+    from hfvlm.models.align.modeling_align import AlignModel, AlignTextModel, AlignVisionModel
+    from hfvlm.models.align.processing_align import AlignProcessor
     from hfvlm.models.blip.configuration_blip import BlipConfig
     from hfvlm.models.blip.modeling_blip import BlipForConditionalGeneration, BlipModel
     from hfvlm.models.blip.processing_blip import BlipProcessor
@@ -56,6 +59,11 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "AlignConfig",
+    "AlignModel",
+    "AlignProcessor",
+    "AlignTextModel",
+    "AlignVisionModel",
     "AutoModelForImageEncoding",
     "BlipConfig",
     "BlipForConditionalGeneration",
