@@ -89,9 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="folder with a sub-folder of photos a class")
     parser.add_argument("--output", type=Path, required=True, help="folder for both models")
-    parser.add_argument(
-        "--variant", default="vit_ti_16", help="published size; image and patch size are the next"
-    )
+    parser.add_argument("--variant", default="vit_ti_16", help="published size; image and patch size are the next")
     parser.add_argument("--image-size", type=int, default=64, help="pixels a side")
     parser.add_argument("--patch-size", type=int, default=8, help="pixels a side")
     parser.add_argument("--pretraining-epochs", type=float, default=100)

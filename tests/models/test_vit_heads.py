@@ -34,7 +34,7 @@ def test_published_sizes(name):
     if name != "tiny":
         assert tower.image_size == 224 and tower.intermediate_size == 4 * tower.hidden_size
         assert str(tower.patch_size) == name.split("_")[-1]
-    assert type(config).from_dict(config.to_dict()).to_dict() == config.to_dict()
+    assert VitConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
 
 
 @pytest.mark.parametrize(
