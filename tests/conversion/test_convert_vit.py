@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from parity.vit_reference import flax_arrays, forward, weights
-from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoProcessor
+from transformers import AutoModel, AutoModelForImageClassification, AutoProcessor
 
 import hfvlm
 from hfvlm.conversion.convert_vit import convert, main
@@ -171,7 +171,7 @@ def test_the_command_writes_a_folder_that_pipelines_load(tmp_path, capsys):
     assert model.config.id2label[3] == "class 3" and model.config.num_labels == 5
     assert type(AutoModel.from_pretrained(out)) is hfvlm.VitModel
     assert dict(AutoProcessor.from_pretrained(out).image_processor.size) == {"height": 32, "width": 32}
-    assert list(AutoImageProcessor.from_pretrained(out).image_mean) == [0.5, 0.5, 0.5]
+    assert list(AutoProcessor.from_pretrained(out).image_processor.image_mean) == [0.5, 0.5, 0.5]
 
 
 def test_what_does_not_fit_is_listed():
