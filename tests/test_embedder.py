@@ -5,12 +5,20 @@ import pytest
 import torch
 from PIL import Image
 from tiny import tiny_model, tiny_processor
+from transformers import pipeline
 from two_towers import stock_clip, stock_processor
 
 from hfvlm.embedder import Embedder
+from hfvlm.evaluation.zero_shot import ZeroShotClassifier
 from hfvlm.images import ImageError
 from hfvlm.nearest import nearest
+from hfvlm.registry import ARCHITECTURES
 
+
+#: architectures with two towers; "stock" is transformers' own CLIP
+TWO_TOWERS = [
+    row.model_type for row in ARCHITECTURES.values() if "AutoModelForZeroShotImageClassification" in row.heads
+]
 
 TEXTS = ["a dog", "two cats on the beach", "a", "the man plays with a red ball " * 5]
 
@@ -21,11 +29,11 @@ def images():
     return [Image.fromarray(rng.integers(0, 256, (40 + i, 50, 3), dtype=np.uint8)) for i in range(5)]
 
 
-@pytest.fixture(scope="module", params=["own", "stock"])
+@pytest.fixture(scope="module", params=[*TWO_TOWERS, "stock"])
 def two_towers(request):
     if request.param == "stock":
         return stock_clip(), stock_processor(), {"padding": True, "truncation": True}
-    return tiny_model("hfvlm_clip", "AutoModel"), tiny_processor("hfvlm_clip"), {}
+    return tiny_model(request.param, "AutoModel"), tiny_processor(request.param), {}
 
 
 @torch.no_grad()
@@ -40,6 +48,21 @@ def test_embeds_as_the_model_does(two_towers, images, batch_size):
     logits = embed.logits(image_embeds, text_embeds)
     torch.testing.assert_close(logits, outputs.logits_per_image, atol=1e-4, rtol=1e-4)
     assert not embed.is_sigmoid
+
+
+@pytest.mark.parametrize("model_type", TWO_TOWERS)
+def test_stock_pipelines_agree(model_type, images, tmp_path):
+    model, processor = tiny_model(model_type, "AutoModel"), tiny_processor(model_type)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    labels = ["dog", "red ball"]
+    rows = pipeline("zero-shot-image-classification", model=str(tmp_path))(images[0], candidate_labels=labels)
+    classify = ZeroShotClassifier(model, processor, labels, ["This is a photo of {}."])
+    expected = dict(zip(labels, classify.predict(images[:1])[0].tolist()))
+    assert {row["label"]: row["score"] for row in rows} == pytest.approx(expected, abs=1e-5)
+    extract = pipeline("image-feature-extraction", model=str(tmp_path))
+    pooled = torch.nn.functional.normalize(torch.tensor(extract(images[0], pool=True)), dim=-1)
+    torch.testing.assert_close(pooled, classify.embedder.images(images[:1]), atol=1e-5, rtol=1e-5)
 
 
 def test_half_precision_gives_float32_vectors_of_length_one(two_towers, images):

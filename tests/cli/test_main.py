@@ -9,7 +9,10 @@ from hfvlm import __version__
 from hfvlm.cli import info
 
 
-@pytest.mark.parametrize("arguments", [["--help"], [], ["caption", "--help"], ["caption", "missing.jpg"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], [], *([name, "--help"] for name in ("caption", "embed", "search")), ["caption", "missing.jpg"]],
+)
 def test_answers_without_torch_and_transformers(arguments):
     code = (
         "import atexit, sys; from hfvlm.cli import main;"

@@ -142,20 +142,23 @@ class ImageTextRetrievalPipeline(Pipeline):
             raise ValueError("queries of one batch must be all texts or all images: pass them apart, or batch_size=1")
         return super().__call__(list(queries), **kwargs) if queries else []
 
-    def preprocess(self, inputs: Any, timeout: float | None = None) -> dict[str, torch.Tensor]:
-        """One query, as the model's inputs of a batch of one."""
+    def preprocess(self, inputs: Any, timeout: float | None = None) -> dict[str, Any]:
+        """One query: an image as the model's input of a batch of one, a text as it is, to be padded with the others."""
         if isinstance(inputs, str):
             if not inputs.strip():
                 raise ValueError("the query is an empty text: say what to look for")
-            return dict(self._embedder.tokens([inputs]))
+            return {"text": inputs}
         if isinstance(inputs, Mapping):
             if "image" not in inputs:
                 raise ValueError(f"a query needs an 'image', this one has {', '.join(map(str, inputs))}")
             inputs = inputs["image"]
         return self._embedder.loader([open_image(inputs, timeout)])
 
-    def _forward(self, model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"embeds": self._embedder.embed(**model_inputs)}
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        texts = model_inputs.pop("text", None)
+        if texts is None:
+            return {"embeds": self._embedder.embed(**model_inputs)}
+        return {"embeds": self._embedder.texts([texts] if isinstance(texts, str) else texts)}
 
     def postprocess(self, model_outputs: dict[str, torch.Tensor], top_k: int = 5) -> list[dict[str, Any]]:
         scores, rows = nearest(model_outputs["embeds"], self._embeds, top_k)
