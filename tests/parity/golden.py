@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 
 class Golden:
-    """A case folder: `checkpoint*`, `config.json`, `inputs.safetensors`, `outputs.safetensors`, `README.md`.
+    """A case folder: `config.json`, `inputs.safetensors`, `outputs.safetensors`, `README.md` and, unless it is of losses
+    alone, `checkpoint*`.
 
     Each tensor of the outputs must be given to `check`, or to `leave_out` with the reason.
     """
@@ -19,8 +20,8 @@ class Golden:
         self.config = json.loads((folder / "config.json").read_text())
         self.inputs = load_file(folder / "inputs.safetensors")
         self.outputs = load_file(folder / "outputs.safetensors")
-        self.checkpoint = next(folder.glob("checkpoint*"))
-        found = re.search(r"atol ([\d.e-]+), rtol ([\d.e-]+)", (folder / "README.md").read_text())
+        self.checkpoint = next(folder.glob("checkpoint*"), None)
+        found = re.search(r"atol[ =]([\d.e-]+), rtol[ =]([\d.e-]+)", (folder / "README.md").read_text())
         self.atol, self.rtol = (float(found[1]), float(found[2].rstrip("."))) if found else (1e-4, 1e-4)
         self.compared: set[str] = set()
         self.left_out: dict[str, str] = {}

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import golden_blip
+import golden_losses
 import pytest
 from golden import Golden
 
@@ -16,9 +17,12 @@ FOLDER = Path(os.environ.get("HFVLM_GOLDENS") or Path(__file__).parent / "golden
 COMPARISONS = {
     "blip_caption": golden_blip.caption,
     "blip_pos_interp": golden_blip.pos_interp,
+    "open_clip_losses": golden_losses.losses,
+    "open_clip_losses_ddp2": golden_losses.two_processes,
 }
 
-#: What the cases of a name need: an architecture, or one of its classes (`Class`, `Class.method`).
+#: What the cases of a name need: an architecture, one of its classes (`Class`, `Class.method`), or a function
+#: ("module:name").
 NEEDS = {
     "albef": "albef",
     "alpro": "alpro",
@@ -36,6 +40,7 @@ NEEDS = {
     "llava": "llava",
     "moco": "moco",
     "open_clip": "clip",
+    "open_clip_losses": "hfvlm.losses.contrastive:contrastive_loss",
     "open_flamingo": "flamingo",
     "openai_clip": "clip",
 }
@@ -48,7 +53,9 @@ def longest(table: dict, case: str):
 
 
 def registered(need: str) -> bool:
-    """Whether an architecture, a class of one, or a class's method is there."""
+    """Whether an architecture, a class of one, a class's method, or a function is there."""
+    if ":" in need:
+        return callable(load(need))
     if any(row.name == need for row in ARCHITECTURES.values()):
         return True
     name, _, method = need.partition(".")

@@ -44,7 +44,7 @@ class _Products:
         self.inputs = queries, keys, scale
         self.queries, self.keys, self.scale = queries.detach(), keys.detach(), scale.detach()
         self.scaled = self.queries * self.scale
-        self.chunk_size = min(chunk_size, len(queries))
+        self.chunk_size = max(min(chunk_size, len(queries)), 1)
         self.buffer = queries.new_empty(self.chunk_size, len(keys))
         grad = torch.is_grad_enabled()
         self.wants_queries = grad and (queries.requires_grad or scale.requires_grad)

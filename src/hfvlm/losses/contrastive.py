@@ -101,7 +101,7 @@ def contrastive_loss(
     if soft_targets is not None and image_ids is not None:
         raise ValueError("pass soft_targets or image_ids, not both: each of them says what the targets are")
     with _full_precision(image_embeds.device):
-        pairs = exchange(image_embeds, text_embeds, image_ids, gather, local_loss, insert_own=not local_loss)
+        pairs = exchange(image_embeds, text_embeds, image_ids, gather, local_loss)
         if queue is not None:
             pairs.add_queue(*queue)
         elif len(pairs.text_keys) == 1:
@@ -160,7 +160,7 @@ def sigmoid_loss(
     _check_options(gather, chunk_size)
     _check_pairs(image_embeds, text_embeds, logit_scale, image_ids)
     with _full_precision(image_embeds.device):
-        pairs = exchange(image_embeds, text_embeds, image_ids, gather, local=True, insert_own=True)
+        pairs = exchange(image_embeds, text_embeds, image_ids, gather, local=True, one_way=True)
         images, texts = pairs.images, pairs.text_keys
         scale = _scalar(logit_scale, images)
         bias = images.new_zeros(()) if logit_bias is None else _scalar(logit_bias, images)

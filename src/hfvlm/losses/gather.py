@@ -1,5 +1,7 @@
 """Rows of all processes, joined in the order of their ranks; gradients flow back to where a row came from."""
 
+from collections.abc import Callable
+
 import torch
 from torch import distributed
 
@@ -9,12 +11,25 @@ def several_processes() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
+def _collective(name: str, until_2_12: str) -> Callable:
+    """A collective operation by its name, or by the one it had in older versions of torch."""
+    return getattr(distributed, name, None) or getattr(distributed, until_2_12)
+
+
+def _all_gather(joined: torch.Tensor, own: torch.Tensor) -> None:
+    _collective("all_gather_single", "all_gather_into_tensor")(joined, own)
+
+
+def _reduce_scatter(own: torch.Tensor, joined: torch.Tensor) -> None:
+    _collective("reduce_scatter_single", "reduce_scatter_tensor")(own, joined)
+
+
 def row_counts(rows: int, device: torch.device) -> list[int]:
     """How many rows each process has, this one having `rows`; the communication runs on `device`."""
     if not several_processes():
         return [rows]
     counts = torch.empty(distributed.get_world_size(), dtype=torch.long, device=device)
-    distributed.all_gather_into_tensor(counts, torch.tensor([rows], device=device))
+    _all_gather(counts, torch.tensor([rows], device=device))
     return counts.tolist()
 
 
@@ -36,7 +51,7 @@ def _padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:
 def _all_rows(tensor: torch.Tensor, counts: list[int]) -> torch.Tensor:
     most = max(counts)
     joined = tensor.new_empty(len(counts) * most, *tensor.shape[1:])
-    distributed.all_gather_into_tensor(joined, _padded(tensor, most))
+    _all_gather(joined, _padded(tensor, most))
     if min(counts) == most:
         return joined
     return torch.cat([part[:count] for part, count in zip(joined.split(most), counts)])
@@ -54,7 +69,7 @@ class _Gather(torch.autograd.Function):
         most = max(ctx.counts)
         padded = torch.cat([_padded(part, most) for part in gradient.split(ctx.counts)])
         own = gradient.new_empty(most, *gradient.shape[1:])
-        distributed.reduce_scatter_tensor(own, padded)
+        _reduce_scatter(own, padded)
         return own[: ctx.counts[distributed.get_rank()]], None
 
 

@@ -55,10 +55,10 @@ class Pairs:
     def matches(self, soft: tuple[torch.Tensor, torch.Tensor] | None = None) -> tuple[Matches, Matches]:
         """The targets of the images among the texts, and of the texts among the images."""
         if soft is not None:
-            for name, table, keys in zip(("image", "text"), soft, (self.text_keys, self.image_keys)):
+            for name, table, keys in zip(("an image", "a text"), soft, (self.text_keys, self.image_keys)):
                 expected = [self.own.stop - self.own.start, len(keys)]
                 if list(table.shape) != expected:
-                    raise ValueError(f"the soft_targets of a {name} must be {expected}, got {list(table.shape)}")
+                    raise ValueError(f"the soft_targets of {name} must be {expected}, got {list(table.shape)}")
             if not self.local and len(self.counts) > 1:
                 soft = tuple(join_rows(table, with_grad=False, counts=self.counts) for table in soft)
             return Matches(soft=soft[0].detach()), Matches(soft=soft[1].detach())
@@ -75,12 +75,18 @@ def exchange(
     ids: torch.Tensor | None,
     gather: bool | str,
     local: bool,
-    insert_own: bool,
+    one_way: bool = False,
 ) -> Pairs:
     """Fetches the other processes' rows.
 
     Args:
-        insert_own: where these come without gradient, the own ones among them keep theirs.
+        gather: as the losses have it. Where it is "detached", the own rows among the keys keep their gradient, unless
+            both directions are computed of the own rows alone.
+        local: compute the own rows' losses alone.
+        one_way: only images against texts; the images of the others are not fetched.
+
+    Raises:
+        ValueError: no process has a row.
     """
     images, texts = precise(images), precise(texts)
     alone = gather is False or not several_processes()
@@ -88,14 +94,16 @@ def exchange(
     if sum(counts) == 0:
         raise ValueError("image_embeds and text_embeds have no rows: there is nothing to contrast")
     own = slice(0, len(images)) if alone else own_rows(counts)
-    keys = [images, texts]
-    if not alone:
-        for i, rows in enumerate((images, texts)):
-            keys[i] = join_rows(rows, with_grad=gather is True, counts=counts)
-            if gather == "detached" and insert_own:
-                keys[i] = torch.cat([keys[i][: own.start], rows, keys[i][own.stop :]])
-        ids = None if ids is None else join_rows(ids, with_grad=False, counts=counts)
-    ids = None if ids is None else distinct(ids)
+
+    def join(rows: torch.Tensor) -> torch.Tensor:
+        joined = join_rows(rows, with_grad=gather is True, counts=counts)
+        if gather == "detached" and (one_way or not local):
+            joined = torch.cat([joined[: own.start], rows, joined[own.stop :]])
+        return joined
+
+    keys = (images, texts) if alone else (images if one_way else join(images), join(texts))
+    if ids is not None:
+        ids = distinct(ids if alone else join_rows(ids, with_grad=False, counts=counts))
     if local:
         rows, row_ids, share = (images, texts), None if ids is None else ids[own], len(counts) / sum(counts)
     else:
