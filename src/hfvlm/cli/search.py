@@ -3,7 +3,7 @@
 import json
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.text import Text
@@ -11,17 +11,6 @@ from rich.text import Text
 from hfvlm.cli.console import Report, print_line, stdout
 from hfvlm.cli.loading import AsJson, BatchSize, Dtype, Precision, TrustRemoteCode, TwoTowerModel, load_embedder
 from hfvlm.images import open_image
-
-
-if TYPE_CHECKING:
-    import torch
-
-    from hfvlm.embedder import Embedder
-
-
-def _query(embedder: "Embedder", text: str | None, image: str | None) -> "torch.Tensor":
-    """`[1, dim]`."""
-    return embedder.texts([text]) if image is None else embedder.images([image])
 
 
 def _print(results: list[tuple[float, str]], as_json: bool) -> None:
@@ -65,8 +54,7 @@ def search(
         raise typer.BadParameter(f"{folder}: no such folder", param_hint="--in")
     if sheet is not None and (sheet.suffix.lower() != ".png" or not sheet.parent.is_dir()):
         raise typer.BadParameter(f"{sheet}: must be a .png in a folder that is there", param_hint="--sheet")
-    if image is not None:
-        open_image(image)  # before anything else takes time
+    picture = None if image is None else open_image(image)  # before anything else takes time
     embedder = load_embedder(model, dtype.value, trust_remote_code, batch_size)
 
     from hfvlm.data.index import find_faiss
@@ -80,7 +68,8 @@ def search(
     if not len(found):
         report.error(f"{folder}: no image in this folder")
         raise typer.Exit(1)
-    scores, rows = found.search(_query(embedder, query, image), top_k, find_faiss())
+    vector = embedder.texts([query]) if picture is None else embedder.images([picture])
+    scores, rows = found.search(vector, top_k, find_faiss())
     results = [(score, str(folder / found.paths[row])) for score, row in zip(scores[0].tolist(), rows[0].tolist())]
     _print(results, as_json)
     if sheet is not None:
