@@ -27,6 +27,10 @@ if TYPE_CHECKING:  # what __getattr__ imports
         ClipVisionModel,
     )
     from hfvlm.models.clip.processing_clip import ClipProcessor
+    from hfvlm.models.moco.configuration_moco import MocoConfig
+    from hfvlm.models.moco.modeling_moco import MocoForImageClassification, MocoModel
+    from hfvlm.models.moco.pretraining_moco import MocoForPreTraining
+    from hfvlm.models.moco.processing_moco import MocoProcessor
     from hfvlm.models.vit.configuration_vit import VitConfig
     from hfvlm.models.vit.modeling_vit import VitForImageClassification, VitForMaskedImageModeling, VitModel
     from hfvlm.models.vit.processing_vit import VitProcessor
@@ -75,6 +79,11 @@ __all__ = [
     "ClipProcessor",
     "ClipTextModel",
     "ClipVisionModel",
+    "MocoConfig",
+    "MocoForImageClassification",
+    "MocoForPreTraining",
+    "MocoModel",
+    "MocoProcessor",
     "VitConfig",
     "VitForImageClassification",
     "VitForMaskedImageModeling",

@@ -170,7 +170,7 @@ class ResNetTower(VlmPreTrainedModel):
         grid = (features.shape[2], features.shape[3])
         tokens = features.flatten(2).transpose(1, 2)
         if self.attention_pool is None:
-            pooled = tokens.mean(dim=1)
+            pooled = features.mean(dim=(2, 3))
         else:
             pooled, _ = self.attention_pool(tokens, grid, **kwargs)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=pooled)
