@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from hfvlm.conversion import torchscript
+
 
 #: How transformers names the weights in a folder, best first.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -94,6 +96,8 @@ def _read_file(path: Path) -> Any:
             return load_file(path)
         if path.suffix == ".npz":
             return _read_arrays(path)
+        if torchscript.is_archive(path):
+            return torchscript.read_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
