@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 import golden_blip
+import golden_clip
 import golden_losses
+import golden_moco
 import pytest
 from golden import Golden
 
@@ -17,8 +19,11 @@ FOLDER = Path(os.environ.get("HFVLM_GOLDENS") or Path(__file__).parent / "golden
 COMPARISONS = {
     "blip_caption": golden_blip.caption,
     "blip_pos_interp": golden_blip.pos_interp,
+    "moco": golden_moco.pretraining,
+    "open_clip": golden_clip.open_clip,
     "open_clip_losses": golden_losses.losses,
     "open_clip_losses_ddp2": golden_losses.two_processes,
+    "openai_clip": golden_clip.openai,
 }
 
 #: What the cases of a name need: an architecture, one of its classes (`Class`, `Class.method`), or a function
@@ -79,3 +84,8 @@ def test_reproduces_the_original(folder, monkeypatch, tmp_path):
     golden = Golden(folder)
     compare(golden, monkeypatch, tmp_path)
     golden.finish()
+
+
+@pytest.mark.parametrize("table", sorted(FOLDER.glob("*/tokenizer_cases.json")), ids=lambda table: table.parent.name)
+def test_tokenizes_as_the_original(table):
+    golden_clip.tokenizer(table)
