@@ -139,7 +139,7 @@ class VitTower(VlmPreTrainedModel):
                 )
         hidden_states = patch_embeds
         if config.class_token:
-            hidden_states = torch.cat([self.cls_token.expand(len(patch_embeds), -1, -1), patch_embeds], dim=1)
+            hidden_states = torch.cat([self.cls_token.expand(patch_embeds.shape[0], -1, -1), patch_embeds], dim=1)
         hidden_states = self.dropout(hidden_states + self.positions(grid))
         if self.pre_norm is not None:
             hidden_states = self.pre_norm(hidden_states)
