@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 
 class Golden:
-    """A case folder: `config.json`, `inputs.safetensors`, `outputs.safetensors`, `README.md` and, unless it is of losses
-    alone, `checkpoint*`.
+    """A case folder: `config.json`, `inputs.safetensors`, `outputs.safetensors`, `README.md` and, unless it is of
+    losses alone, `checkpoint*`.
 
     Each tensor of the outputs must be given to `check`, or to `leave_out` with the reason.
     """
