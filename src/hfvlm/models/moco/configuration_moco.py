@@ -80,7 +80,14 @@ class MocoConfig(PreTrainedConfig):
     sub_configs = {"vision_config": PreTrainedConfig}
     is_composition = True
     #: what `Trainer` does not gather as predictions
-    keys_to_ignore_at_inference = ["loss_contrast", "query_embeds", "key_embeds", "hidden_states", "attentions"]
+    keys_to_ignore_at_inference = [
+        "loss_contrast",
+        "loss_cls",
+        "query_embeds",
+        "key_embeds",
+        "hidden_states",
+        "attentions",
+    ]
 
     vision_config: dict | PreTrainedConfig | None = None
     objective: str = "queue"

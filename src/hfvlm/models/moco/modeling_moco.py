@@ -9,7 +9,7 @@ https://github.com/facebookresearch/moco-v3 (CC-BY-NC 4.0).
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 from hfvlm.encoders.build import vision_tower
@@ -17,6 +17,7 @@ from hfvlm.losses.classification import classification_loss
 from hfvlm.modeling import VlmPreTrainedModel, refuse_misnamed
 from hfvlm.models.moco.configuration_moco import MocoConfig
 from hfvlm.nn.linear import Linear
+from hfvlm.outputs import ImageClassificationOutput
 
 
 #: what a pretraining folder holds beside the encoder
@@ -109,13 +110,15 @@ class MocoForImageClassification(MocoPreTrainedModel):
         pixel_values: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
-    ) -> ImageClassifierOutput:
+    ) -> ImageClassificationOutput:
         """As `MocoModel.forward`, and:
 
         Args:
             labels: `[images]` class numbers, `[images, num_labels]` floats for several classes an image, or
                 `[images]` floats where `num_labels` is 1.
+            num_items_in_batch: labels in the accumulated batch, as `Trainer` counts them.
 
         Returns:
             `logits` `[images, num_labels]`, and `loss` with labels.
@@ -125,9 +128,12 @@ class MocoForImageClassification(MocoPreTrainedModel):
         """
         self._refuse(kwargs)
         outputs = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
-        logits = self.classifier(outputs.pooler_output)
-        return ImageClassifierOutput(
-            loss=None if labels is None else classification_loss(logits, labels, self.config),
+        logits, loss = self.classifier(outputs.pooler_output), None
+        if labels is not None:
+            loss = classification_loss(logits, labels, self.config, num_items_in_batch=num_items_in_batch)
+        return ImageClassificationOutput(
+            loss=loss,
+            loss_cls=loss,
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

@@ -171,7 +171,7 @@ class MocoForPreTraining(MocoPreTrainedModel):
         if self.config.objective == "queue":
             keys = self._keys(pixel_values_key, interpolate_pos_encoding)
             logits = self._queue_logits(queries, keys)
-            loss = nn.functional.cross_entropy(logits.float(), logits.new_zeros(len(logits), dtype=torch.long))
+            loss = nn.functional.cross_entropy(logits.float(), logits.new_zeros(logits.shape[0], dtype=torch.long))
         else:
             other = self.get_image_features(pixel_values_key, interpolate_pos_encoding).pooler_output
             queries = torch.cat([queries, self._query(other)])
@@ -186,10 +186,10 @@ class MocoForPreTraining(MocoPreTrainedModel):
                     "pretraining contrasts two views of each image: pass pixel_values_key too (the processor draws "
                     "both with views=True)"
                 )
-        elif isinstance(first, torch.Tensor) and len(first) != len(second):
+        elif isinstance(first, torch.Tensor) and first.shape[0] != second.shape[0]:
             raise ValueError(
-                f"pixel_values has {len(first)} images and pixel_values_key {len(second)}: they must be two views of "
-                "the same images"
+                f"pixel_values has {first.shape[0]} images and pixel_values_key {second.shape[0]}: they must be two "
+                "views of the same images"
             )
 
     def _query(self, features: torch.Tensor) -> torch.Tensor:
