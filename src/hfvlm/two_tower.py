@@ -174,11 +174,15 @@ class TwoTowerModel(TwoTowerPreTrainedModel):
                 outputs = self.get_image_features(pixels, interpolate_pos_encoding, **kwargs)
                 return nn.functional.normalize(outputs.pooler_output, dim=-1)
 
-            def encode_texts(ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-                return nn.functional.normalize(self.get_text_features(ids, mask, **kwargs).pooler_output, dim=-1)
+            rows = {name: value for name, value in kwargs.items() if isinstance(value, torch.Tensor)}  # token types
 
+            def encode_texts(ids: torch.Tensor, mask: torch.Tensor | None, *more: torch.Tensor) -> torch.Tensor:
+                outputs = self.get_text_features(ids, mask, **{**kwargs, **dict(zip(rows, more))})
+                return nn.functional.normalize(outputs.pooler_output, dim=-1)
+
+            texts = (input_ids, attention_mask, *rows.values())
             image_embeds = in_micro_batches(encode_images, size, pixel_values, module=self.vision_model)
-            text_embeds = in_micro_batches(encode_texts, size, input_ids, attention_mask, module=self.text_model)
+            text_embeds = in_micro_batches(encode_texts, size, *texts, module=self.text_model)
         else:
             vision = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
             text = self.get_text_features(input_ids, attention_mask, **kwargs)

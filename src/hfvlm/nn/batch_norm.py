@@ -1,4 +1,5 @@
-"""Batch normalisation that counts each batch once, also where gradient checkpointing computes a layer again."""
+"""Batch normalisation that counts each batch once, also where gradient checkpointing computes a layer again, and
+whose gradients are right for a single image."""
 
 import torch
 from torch import nn
@@ -18,7 +19,15 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """`[batch, channels, h, w]` in and out."""
-        if not (self.training and self.track_running_stats and recomputing()):
-            return super().forward(inputs)
-        statistics = self.running_mean.clone(), self.running_var.clone()  # checkpointing compares what is saved
-        return nn.functional.batch_norm(inputs, *statistics, self.weight, self.bias, training=True, eps=self.eps)
+        if self.training and self.track_running_stats and recomputing():
+            statistics = self.running_mean.clone(), self.running_var.clone()  # checkpointing compares what is saved
+            outputs = nn.functional.batch_norm(
+                inputs, *statistics, self.weight, self.bias, training=True, eps=self.eps
+            )
+        else:
+            outputs = super().forward(inputs)
+        if not torch.compiler.is_compiling() and outputs.requires_grad and len(outputs) == 1:
+            # torch's kernel on CPU (2.13) takes the gradient of a batch of one for contiguous where it is laid out
+            # channels last, as turning a map into tokens leaves it, and gives wrong numbers
+            outputs.register_hook(torch.Tensor.contiguous)
+        return outputs
