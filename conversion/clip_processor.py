@@ -73,7 +73,7 @@ def processor_for(
     if tokenizer is None:
         return None
     text = config.text_config
-    full = isinstance(text, ClipTextTowerConfig) and not text.causal
+    full = isinstance(text, ClipTextTowerConfig) and (not text.causal or text.pooling == "last")
     return ClipProcessor(image_processor_for(config, beside, images), tokenizer, pad_to_max=full)
 
 

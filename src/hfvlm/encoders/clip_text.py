@@ -64,8 +64,9 @@ class ClipTextTower(VlmPreTrainedModel):
         """
         Args:
             input_ids: `[batch, length]`, each text from its start to its end token, then padding of any id.
-            attention_mask: `[batch, length]`; may be left out: padding at the end is never seen with a causal mask,
-                and always seen without one, as in the originals.
+            attention_mask: `[batch, length]`; says where the padding is. With a causal mask no token sees it, and this
+                may be left out; without one all tokens see it, as in the originals: then padding must be
+                `pad_token_id`, and is made so where this names it.
 
         Returns:
             `last_hidden_state` `[batch, length, hidden_size]`, normed; `pooler_output` `[batch, hidden_size]`.
@@ -75,9 +76,12 @@ class ClipTextTower(VlmPreTrainedModel):
         """
         config = self.config
         self._check(input_ids, attention_mask)
-        if not config.causal:
+        if not config.causal or config.pooling == "last":  # padding matters
+            padding = config.pad_token_id or 0
+            if attention_mask is not None:
+                input_ids = input_ids.masked_fill(attention_mask == 0, padding)
             missing = config.max_position_embeddings - input_ids.shape[1]
-            input_ids = nn.functional.pad(input_ids, (0, missing), value=config.pad_token_id or 0)
+            input_ids = nn.functional.pad(input_ids, (0, missing), value=padding)
         hidden_states = self.token_embedding(input_ids) + self.position_embedding[: input_ids.shape[1]]
         if config.causal:
             mask = create_causal_mask(config, hidden_states, None, None)

@@ -283,7 +283,7 @@ class ClipTextTowerConfig(PreTrainedConfig):
         causal: each token sees only itself and the ones before it. Without it, texts must have full length: the tower
             pads shorter ones with `pad_token_id`, which are seen like any other token.
         pooling: which token `pooler_output` is: the first with the highest id ("argmax", the end of text in CLIP's
-            vocabulary), the first `eos_token_id` ("eos"), the "first" or the "last".
+            vocabulary), the first `eos_token_id` ("eos"), the "first", or the "last" of a text of full length.
         max_position_embeddings: tokens of a text at most (the originals' `context_length`).
     """
 
