@@ -14,4 +14,7 @@ register(
         "AutoModelForImageEncoding": f"{__name__}.modeling_align:AlignVisionModel",
         "AutoModelForTextEncoding": f"{__name__}.modeling_align:AlignTextModel",
     },
+    pipelines={
+        "image-text-retrieval": ("hfvlm.pipelines.image_text_retrieval:ImageTextRetrievalPipeline", "AutoModel")
+    },
 )

@@ -15,4 +15,7 @@ register(
         "AutoModelForImageEncoding": f"{__name__}.modeling_clip:ClipVisionModel",
         "AutoModelForTextEncoding": f"{__name__}.modeling_clip:ClipTextModel",
     },
+    pipelines={
+        "image-text-retrieval": ("hfvlm.pipelines.image_text_retrieval:ImageTextRetrievalPipeline", "AutoModel")
+    },
 )
