@@ -201,7 +201,9 @@ def test_saves_loads_and_exports(kind, tmp_path):
     pixels = torch.randn(3, 3, 64, 64)
     model.save_pretrained(tmp_path)
     loaded = ResNetTower.from_pretrained(tmp_path)
-    assert torch.equal(loaded(pixels).pooler_output, model(pixels).pooler_output)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    # a convolution's last bit depends on how its weights lie in memory
+    torch.testing.assert_close(loaded(pixels).pooler_output, model(pixels).pooler_output)
     shapes = {"pixel_values": {0: torch.export.Dim.AUTO}}
     program = torch.export.export(model, (), {"pixel_values": pixels}, strict=False, dynamic_shapes=shapes)
     torch.testing.assert_close(program.module()(pixel_values=pixels[:2])[0], model(pixels[:2])[0])
