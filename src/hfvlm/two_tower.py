@@ -86,8 +86,11 @@ class TwoTowerPreTrainedModel(VlmPreTrainedModel):
         """What the text tower returns, its `pooler_output` `[texts, projection_dim]` in the joint space."""
         outputs = self.text_model(input_ids, attention_mask=attention_mask, **kwargs)
         pooled = getattr(outputs, "pooler_output", None)
-        if pooled is None:  # BERT's first token
+        if pooled is None:  # BERT's first token, wherever the padding is
             pooled = outputs.last_hidden_state[:, 0]
+            if attention_mask is not None and attention_mask.ndim == 2:
+                first = attention_mask.int().argmax(dim=-1)
+                pooled = outputs.last_hidden_state[torch.arange(len(first), device=first.device), first]
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=self.text_projection(pooled),

@@ -25,7 +25,7 @@ def batch_of(rows: int, seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(6, 64, (rows, 7), generator=generator)
     return {
-        "pixel_values": torch.randn(rows, 3, 64, 64, generator=generator),
+        "pixel_values": torch.randn(rows, 3, 32, 32, generator=generator),
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
     }
@@ -84,9 +84,11 @@ def test_text_features_are_a_linear_layer_of_the_first_token():
 
 
 @torch.no_grad()
-def test_padding_changes_nothing():
+@pytest.mark.parametrize("sides", [(0, 5), (5, 0)], ids=["right", "left"])
+def test_padding_changes_nothing(sides):
+    """On the left, too, the first token is the text's, not the padding's."""
     model, batch = model_with(), batch_of(2)
-    padded = {name: nn.functional.pad(value, (0, 5)) if value.ndim == 2 else value for name, value in batch.items()}
+    padded = {name: nn.functional.pad(value, sides) if value.ndim == 2 else value for name, value in batch.items()}
     torch.testing.assert_close(model(**padded).logits_per_image, model(**batch).logits_per_image)
 
 
@@ -157,7 +159,7 @@ def test_fresh_weights():
 
 def test_other_towers():
     vision = {"model_type": "hfvlm_vit_tower", "hidden_size": 40, "intermediate_size": 80, "num_hidden_layers": 1}
-    vision |= {"num_attention_heads": 4, "image_size": 64, "patch_size": 16}
+    vision |= {"num_attention_heads": 4, "image_size": 32, "patch_size": 16}
     text = {"model_type": "hfvlm_clip_text_tower", "vocab_size": 64, "hidden_size": 48, "intermediate_size": 96}
     text |= {"num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 16, "eos_token_id": 63}
     model = AlignModel(AlignConfig(vision_config=vision, text_config=text, projection_dim=24))
@@ -168,10 +170,10 @@ def test_other_towers():
 
 
 def test_images_of_another_size_are_refused_unless_asked_for():
-    model, pixels = model_with(), torch.randn(2, 3, 96, 64)
-    with pytest.raises(ValueError, match="pixel_values are 96x64, this model takes 64x64"):
+    model, pixels = model_with(), torch.randn(2, 3, 48, 32)
+    with pytest.raises(ValueError, match="pixel_values are 48x32, this model takes 32x32"):
         model.get_image_features(pixels)
-    assert model.get_image_features(pixels, interpolate_pos_encoding=True).last_hidden_state.shape == (2, 6, 40)
+    assert model.get_image_features(pixels, interpolate_pos_encoding=True).last_hidden_state.shape == (2, 96, 40)
 
 
 def test_transformers_own_zero_shot_pipeline():

@@ -35,9 +35,10 @@ VARIANTS = {
     "b7": _size(2.0, 3.1),
     "tiny": {
         "vision_config": {
-            "width_coefficient": 0.125,
-            "depth_coefficient": 0.3,
-            "image_size": 64,
+            "width_coefficient": 1.0,
+            "depth_coefficient": 1.0,
+            "stages": ((1, 3, 1, 1, 16), (2, 5, 2, 6, 24), (1, 3, 1, 6, 40)),
+            "image_size": 32,
             "drop_connect_rate": 0.0,
         },
         "text_config": {
