@@ -1,5 +1,6 @@
 """Two-tower models: images and texts encoded apart, compared in one space."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,9 @@ from transformers.utils.generic import can_return_tuple
 from hfvlm.encoders.bert import BertTower
 from hfvlm.encoders.build import keep_weights, vision_tower
 from hfvlm.encoders.clip_text import ClipTextTower
-from hfvlm.losses.contrastive import contrastive_loss, sigmoid_loss
+from hfvlm.losses.contrastive import contrastive_loss, sigmoid_loss, similarity_logits
 from hfvlm.losses.gradient_cache import in_micro_batches
+from hfvlm.losses.pairs import precise
 from hfvlm.modeling import VlmPreTrainedModel, refuse_misnamed
 from hfvlm.nn.linear import Linear
 from hfvlm.two_tower_config import TwoTowerConfig, pooled_size
@@ -31,7 +33,7 @@ class ImageTextOutput(ModelOutput):
         last_hidden_state, pooler_output: of one modality alone: the tower's tokens, and the vector in the joint space
             before it is normalised.
         image_embeds, text_embeds: `[images, projection_dim]`, `[texts, projection_dim]`, of length 1.
-        vision_model_output, text_model_output: what the towers returned.
+        vision_model_output, text_model_output: what `get_image_features` and `get_text_features` return.
     """
 
     loss: torch.FloatTensor | None = None
@@ -113,7 +115,7 @@ class TwoTowerModel(TwoTowerPreTrainedModel):
     trainable_stages = {
         "all": ("",),
         "vision": ("vision_model.", "visual_projection."),
-        "text": ("text_model.", "text_projection.", "logit_scale"),
+        "text": ("text_model.", "text_projection.", "logit_"),
     }
 
     def __init__(
@@ -195,8 +197,7 @@ class TwoTowerModel(TwoTowerPreTrainedModel):
         loss = self._loss(image_embeds, text_embeds, scale, bias, image_ids) if return_loss else None
         logits = None
         if not return_loss or self.config.loss_chunk_size is None:  # chunks are for batches whose matrix is too large
-            logits = image_embeds @ text_embeds.t() * scale
-            logits = logits if bias is None else logits + bias
+            logits = _similarities(image_embeds, text_embeds, scale, bias)
         return ImageTextOutput(
             loss=loss,
             loss_itc=loss,
@@ -238,6 +239,15 @@ class TwoTowerModel(TwoTowerPreTrainedModel):
             local_loss=config.local_loss,
             **options,
         )
+
+
+def _similarities(
+    image_embeds: torch.Tensor, text_embeds: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """`[images, texts]`, in fp32 also where the model is not: at a scale of 100, bf16 would round them to halves."""
+    kind = image_embeds.device.type
+    with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+        return similarity_logits(precise(image_embeds), precise(text_embeds), scale, bias)
 
 
 class TwoTowerVisionModel(TwoTowerPreTrainedModel):
