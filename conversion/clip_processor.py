@@ -44,7 +44,9 @@ def read_merges(path: Path, vocab_size: int) -> tuple[dict[str, int], list[tuple
     letters = byte_letters()
     letters += [f"{letter}</w>" for letter in letters]
     wanted = vocab_size - len(letters) - 2
-    merges = [tuple(line.split()) for line in lines if line.strip()][: max(wanted, 0)]
+    if wanted < 0:
+        raise ValueError(f"the checkpoint has {vocab_size} words, fewer than letters alone: it is not for CLIP's merges")
+    merges = [tuple(line.split()) for line in lines if line.strip()][:wanted]
     if any(len(merge) != 2 for merge in merges):
         raise ValueError(f"vocabulary {path} is no list of merges: each line must have two parts")
     if len(merges) != wanted:
