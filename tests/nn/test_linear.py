@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from hfvlm.nn import linear as linear_module
 from hfvlm.nn.linear import FEW_ROWS, Linear
 
 
@@ -33,3 +34,27 @@ def test_bf16_and_autocast_stay_as_torch_has_them():
     layer, rows = layer.bfloat16(), rows.bfloat16()
     with torch.no_grad():
         assert torch.equal(layer(rows), torch.nn.functional.linear(rows, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("count", [30, 70])  # at once, in parts of unequal length
+def test_many_rows_are_cut_up_and_joined(monkeypatch, count, bias):
+    monkeypatch.setattr(linear_module, "ROWS", 32)
+    layer, rows = Linear(7, 5, bias=bias), torch.randn(2, count // 2, 7)
+    with torch.no_grad():
+        result = layer(rows)
+        torch.testing.assert_close(result, torch.nn.functional.linear(rows, layer.weight, layer.bias))
+    assert result.shape == (2, count // 2, 5)
+
+
+def test_a_build_without_onednn_has_torchs_product(monkeypatch):
+    layer, rows = Linear(7, 5), torch.randn(40, 7)
+    monkeypatch.setattr(linear_module, "ONEDNN", False)
+    with torch.no_grad():
+        assert torch.equal(layer(rows), torch.nn.functional.linear(rows, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("count", [2, 40])
+def test_rows_of_another_width_are_refused(count):
+    with torch.no_grad(), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        Linear(6, 5)(torch.randn(count, 12))
