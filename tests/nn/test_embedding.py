@@ -18,6 +18,25 @@ def test_patches_are_squares_row_by_row():
         torch.testing.assert_close(patches[:, i], square @ weight.T + embed.proj.bias, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_patches_are_the_convolutions(bias):
+    """Values and gradients, and where a patch does not fit, or somebody listens to the convolution."""
+    embed = PatchEmbedding(patch_size=4, channels=3, dim=5, bias=bias)
+    pixels = torch.randn(2, 3, 8, 12, requires_grad=True)
+    expected = embed.proj(pixels).flatten(2).transpose(1, 2)
+    inputs = (pixels, *embed.parameters())
+    for size in (12, 14):
+        wider = torch.nn.functional.pad(pixels, (0, size - 12))
+        torch.testing.assert_close(embed(wider), expected)
+    weights = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((outputs * weights).sum(), inputs) for outputs in (embed(pixels), expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    heard = []
+    embed.proj.register_forward_hook(lambda *_: heard.append(1))
+    torch.testing.assert_close(embed(pixels), expected)
+    assert heard == [1]
+
+
 def test_the_same_grid_gives_the_same_table():
     table = torch.randn(1, 17, 6)
     assert resize_positions(table, (4, 4)) is table

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import nn
 
+from hfvlm.nn.linear import linear
+
 
 class PatchEmbedding(nn.Module):
     """Cuts an image into square patches and projects each: `[batch, channels, h, w]` -> `[batch, patches, dim]`."""
@@ -14,7 +16,19 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size, bias=bias)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.proj(pixel_values).flatten(2).transpose(1, 2)
+        proj, size = self.proj, self.proj.kernel_size[0]
+        batch, channels, height, width = pixel_values.shape
+        if (
+            pixel_values.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and type(proj) is nn.Conv2d
+            and not (proj._forward_hooks or proj._forward_pre_hooks)
+            and height % size == width % size == 0
+        ):  # as one matrix product, which needs no rearranged copy of the weights
+            patches = pixel_values.reshape(batch, channels, height // size, size, width // size, size)
+            patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * size * size)
+            return linear(patches, proj.weight.flatten(1), proj.bias)
+        return proj(pixel_values).flatten(2).transpose(1, 2)
 
 
 def resize_positions(
