@@ -1,0 +1,388 @@
+"""Speed and memory of hfvlm's CLIP against transformers' and open_clip's: same weights, same process.
+
+    python examples/benchmarks/two_towers.py                  # every model and setting, random weights
+    python examples/benchmarks/two_towers.py --quick
+    python examples/benchmarks/two_towers.py --models vit_b_32 --batch 32 --dtype fp32 --threads 1 --clock cpu
+
+The sides alternate, so that a machine whose speed drifts slows all of them; ratios are of medians. "bare products" is
+a loop over the tower's matrix products (its convolutions, for a ResNet) on memory that is there already: the share of
+its rate that hfvlm reaches. Peak memory is what a fresh process with one side alone adds while it runs. open_clip is
+left out if it is not installed, transformers where it has no such model. `--clock cpu` takes the processor time of
+this process instead of the wall's, for a machine that does other work; it needs `--threads 1`.
+"""
+
+import argparse
+import importlib
+import importlib.machinery
+import os
+import re
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import transformers
+from timing import alternate
+from torch import nn
+from transformers.utils import is_torchvision_available
+
+import hfvlm
+from hfvlm.conversion.rules import Rename, Rule, Split, apply, invert
+from hfvlm.conversion.towers import resnet_rules
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+OPEN_CLIP_NAMES = {"vit_b_32": "ViT-B-32-quickgelu", "vit_l_14": "ViT-L-14-quickgelu", "rn50": "RN50-quickgelu"}
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+class _AnyName(type):
+    def __getattr__(cls, name: str) -> str:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return name
+
+
+class _Nothing(types.ModuleType):
+    """Stands for a torchvision that is not installed: every name is a class, which nothing here calls."""
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _AnyName(name, (), {})
+
+
+def import_open_clip():
+    """open_clip, which imports torchvision for image transforms that are not needed here; None if not installed."""
+    if is_torchvision_available():
+        names = ()
+    else:
+        inner = ("transforms", "transforms.functional", "ops", "ops.misc")
+        names = ("torchvision", *(f"torchvision.{name}" for name in inner))
+    for name in names:
+        module = sys.modules[name] = _Nothing(name)
+        module.__spec__, module.__path__ = importlib.machinery.ModuleSpec(name, None, is_package=True), []
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, module)
+    try:
+        return importlib.import_module("open_clip")
+    except ImportError:
+        return None
+    finally:
+        for name in names:
+            del sys.modules[name]
+
+
+def layer_rules(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """hfvlm's transformer blocks under `ours` -> open_clip's under `theirs`."""
+    pairs = (
+        ("norm1.{p}", "ln_1.{p}"),
+        ("attn.qkv.weight", "attn.in_proj_weight"),
+        ("attn.qkv.bias", "attn.in_proj_bias"),
+        ("attn.proj.{p}", "attn.out_proj.{p}"),
+        ("norm2.{p}", "ln_2.{p}"),
+        ("mlp.fc1.{p}", "mlp.c_fc.{p}"),
+        ("mlp.fc2.{p}", "mlp.c_proj.{p}"),
+    )
+    return tuple(Rename(f"{ours}blocks.{{i}}.{a}", f"{theirs}transformer.resblocks.{{i}}.{b}") for a, b in pairs)
+
+
+TO_OPEN_CLIP = (
+    Rename("logit_scale", "logit_scale"),
+    Rename("vision_model.cls_token", "visual.class_embedding"),
+    Rename("vision_model.position_embedding", "visual.positional_embedding"),
+    Rename("vision_model.patch_embed.proj.weight", "visual.conv1.weight"),
+    Rename("vision_model.pre_norm.{p}", "visual.ln_pre.{p}"),
+    Rename("vision_model.norm.{p}", "visual.ln_post.{p}"),
+    Rename("visual_projection.weight", "visual.proj"),
+    *layer_rules("visual.", "vision_model."),
+    Rename("text_model.position_embedding", "positional_embedding"),
+    Rename("text_model.token_embedding.weight", "token_embedding.weight"),
+    Rename("text_model.norm.{p}", "ln_final.{p}"),
+    Rename("text_projection.weight", "text_projection"),
+    *layer_rules("", "text_model."),
+    *invert(resnet_rules("visual.", "vision_model.")),
+)
+
+
+def stock_layer_rules(tower: str) -> tuple[Rule, ...]:
+    """hfvlm's transformer blocks -> transformers' CLIP's."""
+    ours, theirs = f"{tower}blocks.{{i}}.", f"{tower}encoder.layers.{{i}}."
+    return (
+        Split(f"{ours}attn.qkv.{{p}}", tuple(f"{theirs}self_attn.{name}_proj.{{p}}" for name in "qkv")),
+        Rename(f"{ours}attn.proj.{{p}}", f"{theirs}self_attn.out_proj.{{p}}"),
+        Rename(f"{ours}norm1.{{p}}", f"{theirs}layer_norm1.{{p}}"),
+        Rename(f"{ours}norm2.{{p}}", f"{theirs}layer_norm2.{{p}}"),
+        Rename(f"{ours}mlp.{{*rest}}", f"{theirs}mlp.{{*rest}}"),
+    )
+
+
+TO_TRANSFORMERS = (
+    Rename("logit_scale", "logit_scale"),
+    Rename("vision_model.cls_token", "vision_model.embeddings.class_embedding"),
+    Rename("vision_model.position_embedding", "vision_model.embeddings.position_embedding.weight"),
+    Rename("vision_model.patch_embed.proj.weight", "vision_model.embeddings.patch_embedding.weight"),
+    Rename("vision_model.pre_norm.{p}", "vision_model.pre_layrnorm.{p}"),
+    Rename("vision_model.norm.{p}", "vision_model.post_layernorm.{p}"),
+    *stock_layer_rules("vision_model."),
+    Rename("text_model.position_embedding", "text_model.embeddings.position_embedding.weight"),
+    Rename("text_model.token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
+    Rename("text_model.norm.{p}", "text_model.final_layer_norm.{p}"),
+    *stock_layer_rules("text_model."),
+    Rename("{side}_projection.weight", "{side}_projection.weight"),
+)
+
+
+def copy_weights(ours: nn.Module, theirs: nn.Module, rules: tuple[Rule, ...]) -> nn.Module:
+    """`theirs` with the weights of `ours`; tables and projections differ in shape by dimensions of one and a turn."""
+    state = theirs.state_dict()
+    for name, tensor in apply(rules, ours.state_dict()).tensors.items():
+        turned = name in ("visual.proj", "text_projection")
+        state[name].copy_(tensor.t() if turned else tensor.reshape(state[name].shape))
+    return theirs.eval()
+
+
+def stock_config(config: hfvlm.ClipConfig) -> transformers.CLIPConfig:
+    def fields(tower, *names: str) -> dict:
+        common = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act")
+        return {name: getattr(tower, name) for name in (*common, "layer_norm_eps", *names)}
+
+    return transformers.CLIPConfig(
+        vision_config=fields(config.vision_config, "image_size", "patch_size"),
+        text_config=fields(
+            config.text_config, "vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id"
+        ),
+        projection_dim=config.projection_dim,
+    )
+
+
+@torch.no_grad()
+def build(name: str, only: str | None = None) -> dict[str, nn.Module]:
+    """The models by the name of their library, all with the same random weights; `only` one of them if asked for."""
+    torch.manual_seed(0)
+    config = hfvlm.ClipConfig.variant(name)
+    models = {"hfvlm": hfvlm.ClipModel(config).eval()}
+    for key, tensor in models["hfvlm"].named_parameters():
+        if tensor.ndim == 1 and "norm" not in key:
+            tensor.normal_(0, 0.02)  # biases start as zeros
+        elif key.endswith("conv3.norm.weight"):
+            tensor.fill_(0.5)  # a ResNet's blocks start as their shortcuts
+    if name.startswith("vit") and only in (None, "transformers"):
+        stock = transformers.CLIPModel(stock_config(config))
+        models["transformers"] = copy_weights(models["hfvlm"], stock, TO_TRANSFORMERS)
+    open_clip = import_open_clip() if only in (None, "open_clip") else None
+    if open_clip is not None:
+        model = open_clip.create_model(OPEN_CLIP_NAMES[name], load_weights=False)
+        models["open_clip"] = copy_weights(models["hfvlm"], model, TO_OPEN_CLIP)
+    return models if only is None else {side: model for side, model in models.items() if side == only}
+
+
+def inputs(config: hfvlm.ClipConfig, batch: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels, and texts of full length that end in the end token."""
+    vision, text = config.vision_config, config.text_config
+    pixels = torch.randn(batch, 3, vision.image_size, vision.image_size, dtype=dtype)
+    ids = torch.randint(0, text.bos_token_id, (batch, text.max_position_embeddings))
+    ids[:, 0], ids[:, -1] = text.bos_token_id, text.eos_token_id
+    return pixels, ids
+
+
+def encoder(model: nn.Module, tower: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Pixels or ids to vectors in the joint space."""
+    if hasattr(model, "encode_image"):
+        return getattr(model, f"encode_{tower}")
+    features = getattr(model, f"get_{tower}_features")
+    return lambda x: features(x).pooler_output
+
+
+def train_step(model: nn.Module, pixels: torch.Tensor, ids: torch.Tensor) -> None:
+    """Forward, contrastive loss, backward."""
+    model.zero_grad(set_to_none=True)
+    if hasattr(model, "encode_image"):
+        loss = import_open_clip().ClipLoss()(*model(pixels, ids)[:3])
+    else:
+        loss = model(input_ids=ids, pixel_values=pixels, return_loss=True).loss
+    loss.backward()
+
+
+def transformer_products(width: int, mlp: int, layers: int, heads: int, batch: int, tokens: int) -> list[tuple]:
+    """`(repeats, matrices, rows, inner, columns)` of every product in the blocks."""
+    rows = batch * tokens
+    linear = [(width, 3 * width), (width, width), (width, mlp), (mlp, width)]
+    attention = [(tokens, width // heads, tokens), (tokens, tokens, width // heads)]
+    return [
+        *((layers, 1, rows, *shape) for shape in linear),
+        *((layers, batch * heads, *shape) for shape in attention),
+    ]
+
+
+def bare_products(config, tower: str, batch: int, dtype: torch.dtype) -> Callable[[], None]:
+    """A call that does a transformer tower's matrix products and nothing else."""
+    part = config.vision_config if tower == "image" else config.text_config
+    shape = (part.hidden_size, part.intermediate_size, part.num_hidden_layers, part.num_attention_heads, batch)
+    if tower == "image":
+        patches = part.grid_size**2
+        products = transformer_products(*shape, patches + 1)
+        products.append((1, 1, batch * patches, 3 * part.patch_size**2, part.hidden_size))
+    else:
+        products = transformer_products(*shape, part.max_position_embeddings)
+    ready = []
+    for repeats, matrices, rows, inner, columns in products:
+        lead = (matrices,) if matrices > 1 else ()
+        left = torch.randn(*lead, rows, inner, dtype=dtype)
+        right = torch.randn(*lead, columns, inner, dtype=dtype).transpose(-1, -2)
+        ready.append((repeats, left, right, torch.empty(*lead, rows, columns, dtype=dtype)))
+
+    def loop() -> None:
+        for repeats, left, right, place in ready:
+            for _ in range(repeats):
+                torch.matmul(left, right, out=place)
+
+    return loop
+
+
+def bare_convolutions(model: nn.Module, pixels: torch.Tensor) -> Callable[[], None]:
+    """A call that does the convolutions of hfvlm's image tower and nothing else."""
+    calls, hooks = [], []
+    for module in model.vision_model.modules():
+        if isinstance(module, nn.Conv2d):
+            hooks.append(module.register_forward_hook(lambda layer, args, _: calls.append((layer, args[0].clone()))))
+    model.vision_model(pixels)
+    for hook in hooks:
+        hook.remove()
+
+    def loop() -> None:
+        for layer, features in calls:
+            layer(features)
+
+    return loop
+
+
+def kib(field: str) -> int:
+    """A field of this process's memory status, in KiB (Linux)."""
+    return int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def report_peak(args) -> None:
+    """Prints the MiB that one side adds, alone in its process."""
+    (model,) = build(args.models[0], args.peak_of).values()
+    dtype, batch = DTYPES[args.dtype[0]], args.batch[0]
+    model.to(dtype)
+    pixels, ids = inputs(hfvlm.ClipConfig.variant(args.models[0]), batch, dtype)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building the model
+    before = kib("VmRSS")
+    if args.peak_tower == "training":
+        train_step(model.train(), pixels, ids)
+    else:
+        with torch.inference_mode():
+            encoder(model, args.peak_tower)(pixels if args.peak_tower == "image" else ids)
+    print((kib("VmHWM") - before) / 1024)
+
+
+def peak_memory(side: str, tower: str, name: str, batch: int, dtype: str, args) -> float:
+    command = [sys.executable, __file__, "--peak-of", side, "--peak-tower", tower, "--models", name]
+    command += ["--batch", str(batch), "--dtype", dtype, "--threads", str(args.threads)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def report(label: list[str], seconds: dict[str, float], batch: int, bare: float | None, args) -> None:
+    """Prints one line of the table; `label` is model, tower, batch and dtype."""
+    peers = {side: value for side, value in seconds.items() if side != "hfvlm"}
+    rates = [
+        f"{batch / seconds[side]:.2f}" if side in seconds else "" for side in ("transformers", "open_clip", "hfvlm")
+    ]
+    ratio = f"{min(peers.values()) / seconds['hfvlm']:.2f}" if peers else ""
+    share = f"{bare / seconds['hfvlm']:.0%}" if bare else ""
+    memory = ""
+    if args.memory:
+        name, tower, _, dtype = label
+        peaks = {side: peak_memory(side, tower, name, batch, dtype, args) for side in seconds}
+        least = min((value for side, value in peaks.items() if side != "hfvlm"), default=peaks["hfvlm"])
+        memory = f"{peaks['hfvlm']:.0f} MiB, {peaks['hfvlm'] / least:.2f}"
+    print(f"| {' | '.join([*label, *rates, ratio, share, memory])} |", flush=True)
+
+
+def measure(name: str, models: dict[str, nn.Module], batch: int, dtype: str, args) -> None:
+    """Both towers of one model."""
+    ours, clock = models["hfvlm"], CLOCKS[args.clock]
+    pixels, ids = inputs(ours.config, batch, DTYPES[dtype])
+    with torch.inference_mode():
+        for tower, x in (("image", pixels), ("text", ids)):
+            calls = {side: partial(encoder(model, tower), x) for side, model in models.items()}
+            results = {side: call().float() for side, call in calls.items()}
+            for side, result in results.items():
+                error = (result - results["hfvlm"]).abs().max() / results["hfvlm"].abs().max()
+                if error > (1e-4 if dtype == "fp32" else 0.1):
+                    raise RuntimeError(
+                        f"{name}, {tower}: {side} differs from hfvlm by {error:.2g} of the largest value"
+                    )
+            convolutional = tower == "image" and not name.startswith("vit")
+            calls["bare"] = (
+                bare_convolutions(ours, x)
+                if convolutional
+                else bare_products(ours.config, tower, batch, DTYPES[dtype])
+            )
+            seconds = alternate(calls, args.repeats, clock)
+            bare = seconds.pop("bare")
+            report([name, tower, str(batch), dtype], seconds, batch, bare, args)
+
+
+def measure_training(name: str, models: dict[str, nn.Module], dtype: str, args) -> None:
+    """Forward, loss and backward of one model."""
+    batch = args.train_batch
+    pixels, ids = inputs(models["hfvlm"].config, batch, DTYPES[dtype])
+    calls = {side: partial(train_step, model.train(), pixels, ids) for side, model in models.items()}
+    seconds = alternate(calls, args.repeats, CLOCKS[args.clock])
+    for model in models.values():
+        model.eval().zero_grad(set_to_none=True)
+    report([name, "training", str(batch), dtype], seconds, batch, None, args)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=OPEN_CLIP_NAMES, default=list(OPEN_CLIP_NAMES))
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--train-batch", type=int, default=16, help="pairs of a training step; 0 leaves training out")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--quick", action="store_true", help="one model, fp32, small batches, no memory runs")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave the memory runs out")
+    parser.add_argument("--peak-of", choices=["hfvlm", "transformers", "open_clip"], help=argparse.SUPPRESS)
+    parser.add_argument("--peak-tower", choices=["image", "text", "training"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.clock == "cpu" and args.threads != 1:
+        parser.error("--clock cpu adds up the time of all threads, waiting included: pass --threads 1 with it")
+    if args.train_batch == 1:
+        parser.error("--train-batch 1 has no negatives: pass 2 or more, or 0 for no training")
+    if args.quick:
+        args.models, args.batch, args.dtype, args.train_batch = args.models[:1], [1, 8], ["fp32"], 4
+        args.repeats, args.memory = 3, False
+    torch.set_num_threads(args.threads)
+    if args.peak_of:
+        return report_peak(args)
+    print(
+        f"{args.threads} threads, {args.repeats} repeats, {args.clock} clock; rates in images, texts or pairs a second"
+    )
+    print(
+        "| model | tower | batch | dtype | transformers | open_clip | hfvlm | ratio | of bare products | peak, ratio |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for name in args.models:
+        models = build(name)
+        for dtype in args.dtype:
+            for model in models.values():
+                model.to(DTYPES[dtype])
+            for batch in args.batch:
+                measure(name, models, batch, dtype, args)
+            if args.train_batch:
+                measure_training(name, models, dtype, args)
+
+
+if __name__ == "__main__":
+    main()
