@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from functools import cache
 
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import TransformersKwargs
 
@@ -53,6 +54,18 @@ class VlmPreTrainedModel(SavesCode, PreTrainedModel):
         # with `transformers.initialization`, which leaves loaded parameters alone, so none needs passing over.
         super()._initialize_weights(module)
 
+    def never_trained(self) -> Iterable[nn.Module]:
+        """The parts that no stage trains, because the loss's gradient does not reach them: DDP would wait for it."""
+        return ()
+
+    def _hold_never_trained(self) -> None:
+        for part in self.never_trained():
+            part.requires_grad_(False)
+
+    def post_init(self) -> None:
+        super().post_init()
+        self._hold_never_trained()
+
     def freeze(self, stage: str) -> None:
         """Leaves only the parameters of one stage trainable; the rest is in evaluation mode, also during training.
 
@@ -75,6 +88,7 @@ class VlmPreTrainedModel(SavesCode, PreTrainedModel):
         """As `torch.nn.Module.train`, but after `freeze` the modules that are frozen as a whole stay in evaluation
         mode: no dropout there, and batch norm keeps its statistics."""
         super().train(mode)
+        self._hold_never_trained()  # from_pretrained(), which ends here, has made every parameter a trained one
         if mode and self._stage is not None:
             for module in self.modules():
                 parameters = list(module.parameters())

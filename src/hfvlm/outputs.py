@@ -30,3 +30,20 @@ class ImageTextLmOutput(ModelOutput):
     encoder_last_hidden_state: torch.FloatTensor | None = None
     encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
     encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class ImageClassificationOutput(ModelOutput):
+    """What a model that classifies images returns.
+
+    Args:
+        loss: scalar, when `labels` are given; `loss_cls` is the same, by its name.
+        logits: `[batch, num_labels]`.
+        hidden_states, attentions: a tensor a layer, where asked for.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_cls: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None

@@ -92,7 +92,7 @@ class TwoTowerPreTrainedModel(VlmPreTrainedModel):
             pooled = outputs.last_hidden_state[:, 0]
             if attention_mask is not None and attention_mask.ndim == 2:
                 first = attention_mask.int().argmax(dim=-1)
-                pooled = outputs.last_hidden_state[torch.arange(len(first), device=first.device), first]
+                pooled = outputs.last_hidden_state[torch.arange(first.shape[0], device=first.device), first]
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=self.text_projection(pooled),

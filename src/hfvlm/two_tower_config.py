@@ -42,7 +42,14 @@ class TwoTowerConfig(PreTrainedConfig):
     sub_configs = {"vision_config": PreTrainedConfig, "text_config": PreTrainedConfig}
     is_composition = True
     #: what `Trainer` does not gather as predictions
-    keys_to_ignore_at_inference = ["loss_itc", "vision_model_output", "text_model_output"]
+    keys_to_ignore_at_inference = [
+        "loss_itc",
+        "loss_cls",
+        "vision_model_output",
+        "text_model_output",
+        "hidden_states",
+        "attentions",
+    ]
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None

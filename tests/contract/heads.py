@@ -1,59 +1,146 @@
 """What the contract asks of a head: what it can do, by its structure, and a batch that fits it."""
 
 import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
+import pytest
 import torch
-from tiny import HEADS
-from transformers import GenerationMixin
+from tiny import HEADS, tiny_config, tiny_model
+from transformers import GenerationMixin, PreTrainedConfig
 
 from hfvlm.generation import ImageGenerationMixin
 from hfvlm.registry import find, load
 
 
-def head_class(model_type: str, auto_class: str) -> type:
-    """The model class that is registered."""
-    return load(find(model_type).heads[auto_class])
+@dataclass(frozen=True)
+class Head:
+    """A model class, and an Auto class that it is registered with."""
+
+    model_type: str
+    auto_class: str
+    variant: str = "tiny"
+
+    def __str__(self) -> str:
+        return f"{find(self.model_type).name}-{self.cls.__name__}"
+
+    @property
+    def cls(self) -> type:
+        return load(find(self.model_type).heads[self.auto_class])
+
+    def config(self, **overrides) -> PreTrainedConfig:
+        return tiny_config(self.model_type, self.variant, **overrides)
+
+    def model(self, seed: int = 0, **overrides) -> torch.nn.Module:
+        """A random tiny model, in evaluation mode; equal for equal seeds."""
+        return tiny_model(self.model_type, self.auto_class, seed, self.variant, **overrides)
+
+    def takes(self, *names: str) -> bool:
+        """Whether `forward` has all of these arguments."""
+        return set(names) <= set(inspect.signature(self.cls.forward).parameters)
+
+    @property
+    def images(self) -> list[str]:
+        """The arguments that are pixels: one, or one a view."""
+        return [name for name in inspect.signature(self.cls.forward).parameters if name.startswith("pixel_values")]
+
+    @property
+    def reads_images_into_text(self) -> bool:
+        """The text tower has cross-attention: several texts may share an image."""
+        text = getattr(self.config(), "text_config", None)
+        return self.takes("pixel_values", "input_ids") and getattr(text, "encoder_hidden_size", None) is not None
 
 
-def _heads(can) -> list[tuple[str, str]]:
-    return [head for head in HEADS if can(head_class(*head))]
+#: every registered pair; several may name the same class
+REGISTERED = [Head(*head) for head in HEADS]
+#: one of each class
+CLASSES = list({head.cls: head for head in reversed(REGISTERED)}.values())[::-1]
 
 
-#: heads that learn from labels, that write text, and that write it with an encoder-decoder
-WITH_LOSS = _heads(lambda cls: "labels" in inspect.signature(cls.forward).parameters)
-GENERATIVE = _heads(lambda cls: issubclass(cls, GenerationMixin))
-ENCODER_DECODERS = _heads(lambda cls: issubclass(cls, ImageGenerationMixin))
-assert WITH_LOSS and GENERATIVE and ENCODER_DECODERS, "the filters above must not empty the suite"
+def heads(can: Callable[[Head], Any], among: list[Head] = CLASSES) -> list[Head]:
+    """Those of which something is true; a filter that none passes would empty the suite without a word."""
+    found = [head for head in among if can(head)]
+    assert found, f"no head is left by {inspect.getsource(can)}"
+    return found
+
+
+WITH_IMAGES = heads(lambda head: head.images)
+WITH_TEXT = heads(lambda head: head.takes("input_ids"))
+#: text that reads the image; text and image encoded apart, and compared
+FUSED = heads(lambda head: head.reads_images_into_text)
+TWO_TOWERS = heads(lambda head: head.takes("input_ids", "pixel_values", "return_loss"))
+#: those that write text, and that write it with an encoder-decoder
+GENERATIVE = heads(lambda head: issubclass(head.cls, GenerationMixin))
+ENCODER_DECODERS = heads(lambda head: issubclass(head.cls, ImageGenerationMixin))
+#: those that learn: from labels (of each token, or of each image), or from the inputs themselves
+LABELLED = heads(lambda head: head.takes("labels"))
+LEARNERS = heads(lambda head: head.takes("labels") or head.takes("return_loss"))
+TEXT_LEARNERS = heads(lambda head: head.takes("labels", "input_ids"))
+CLASSIFIERS = heads(lambda head: head.takes("labels") and not head.takes("input_ids"))
+SELF_TAUGHT = heads(lambda head: head.takes("return_loss"))
+#: those whose loss `Trainer` expects to be divided by the labels of all accumulated batches
+COUNTING = heads(lambda head: getattr(head.cls, "accepts_loss_kwargs", True), LEARNERS)
+RESIZING = heads(lambda head: head.takes("interpolate_pos_encoding"))
+ARCHITECTURES = list({head.model_type: head for head in reversed(REGISTERED)}.values())[::-1]
+
+
+def every(selected: list[Head]) -> pytest.MarkDecorator:
+    """Runs a test once for each of the heads."""
+    return pytest.mark.parametrize("head", selected, ids=str)
+
+
+every_head = every(CLASSES)
 
 
 def tiny_batch(
     model: torch.nn.Module, images: int = 2, texts: int = 1, length: int = 12, seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """Random pixels and ids that a tiny model takes: `texts` texts an image, all of `length` tokens.
+    """Random pixels and ids, of what the model's `forward` takes: `texts` texts an image, all of `length` tokens.
 
     12 tokens are more than the few queries for which fp32 attention on CPU leaves sdpa (`CPU_MATMUL_QUERIES`).
     """
-    vision, text = model.config.vision_config, model.config.text_config
-    generator = torch.Generator().manual_seed(seed)
-    size = (images, vision.num_channels, vision.image_size, vision.image_size)
-    input_ids = torch.randint(6, text.vocab_size, (images * texts, length), generator=generator)
-    input_ids[:, 0] = text.bos_token_id
-    return {
-        "pixel_values": torch.randn(size, generator=generator),
-        "input_ids": input_ids,
-        "attention_mask": torch.ones_like(input_ids),
-    }
+    parameters = inspect.signature(type(model).forward).parameters
+    generator, batch = torch.Generator().manual_seed(seed), {}
+    for name in parameters:
+        if name.startswith("pixel_values"):
+            vision = model.config.vision_config
+            size = (images, vision.num_channels, vision.image_size, vision.image_size)
+            batch[name] = torch.randn(size, generator=generator)
+    if "input_ids" in parameters:
+        batch["input_ids"] = random_texts(model.config.text_config, images * texts, length, generator)
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    return batch
 
 
-def with_labels(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The batch, to be learned: every token but the start."""
+def random_texts(config: PreTrainedConfig, texts: int, length: int, generator: torch.Generator) -> torch.Tensor:
+    """`[texts, length]` ids of ordinary words, from the start token to, where a text is read whole, the end token."""
+    special = {config.pad_token_id, config.bos_token_id, config.eos_token_id}
+    words = torch.tensor([i for i in range(6, config.vocab_size) if i not in special])
+    ids = words[torch.randint(len(words), (texts, length), generator=generator)]
+    if config.bos_token_id is not None:
+        ids[:, 0] = config.bos_token_id
+    if config.eos_token_id is not None and not getattr(config, "is_decoder", False):
+        ids[:, -1] = config.eos_token_id
+    return ids
+
+
+def to_learn(model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch, to be learned: every token but the start, a class for each image, or what the inputs say."""
+    parameters = inspect.signature(type(model).forward).parameters
+    if "return_loss" in parameters:
+        return {**batch, "return_loss": True}
+    if "input_ids" not in parameters:
+        return {**batch, "labels": torch.arange(len(batch["pixel_values"])) % model.config.num_labels}
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     labels[:, 0] = -100
     return {**batch, "labels": labels}
 
 
 def pad(batch: dict[str, torch.Tensor], amount: int, side: str, pad_token_id: int = 0) -> dict[str, torch.Tensor]:
-    """The batch with `amount` padding tokens on one side of every text."""
+    """The batch with `amount` padding tokens on one side of every text, if it has texts."""
+    if "input_ids" not in batch:
+        return batch
     width = (amount, 0) if side == "left" else (0, amount)
     return {
         **batch,
@@ -62,6 +149,43 @@ def pad(batch: dict[str, torch.Tensor], amount: int, side: str, pad_token_id: in
     }
 
 
-def tensors(outputs) -> dict[str, torch.Tensor]:
-    """The plain tensors of a ModelOutput."""
-    return {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+def rows(batch: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
+    """Some of the batch's rows; what is no tensor stays."""
+    return {name: value[start:stop] if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+
+
+def tensors(outputs: Any) -> dict[str, torch.Tensor]:
+    """All that a model returned but losses (they are of the batch, not of a row), by their path: also what is nested,
+    but for a cache."""
+
+    def walk(value: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
+        if isinstance(value, torch.Tensor):
+            yield path, value
+        elif hasattr(value, "items") or isinstance(value, tuple):
+            for name, part in value.items() if hasattr(value, "items") else enumerate(value):
+                if not str(name).startswith("loss"):
+                    yield from walk(part, f"{path}.{name}" if path else str(name))
+
+    found = dict(walk(outputs, ""))
+    assert found
+    return found
+
+
+def of_real_tokens(value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """`[texts, length, ...]` without the padding, flattened; what is no row of tokens stays as it is."""
+    if mask is None or value.shape[:2] != mask.shape:
+        return value
+    return value[mask.bool()]
+
+
+def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], **tolerance: float) -> None:
+    """Equal names, and values to 1e-4 of them or 1e-5."""
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        options = {"rtol": 1e-4, "atol": 1e-5, **tolerance}
+        torch.testing.assert_close(value, theirs[name], **options, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def state_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of parameters and buffers, also of those that are not saved."""
+    return {name: value.detach().clone() for name, value in (*model.named_parameters(), *model.named_buffers())}

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from contract.heads import ENCODER_DECODERS, GENERATIVE, tiny_batch
-from tiny import tiny_model, tiny_tokenizer
+from contract.heads import ENCODER_DECODERS, GENERATIVE, every, tiny_batch
+from tiny import tiny_text_tokenizer
 from transformers import GenerationMixin, TextIteratorStreamer
 from transformers.cache_utils import EncoderDecoderCache
 
@@ -12,8 +12,8 @@ from hfvlm.nn.attention import CrossAttention
 
 
 pytestmark = pytest.mark.contract
-every_writer = pytest.mark.parametrize(("model_type", "auto_class"), GENERATIVE)
-every_encoder_decoder = pytest.mark.parametrize(("model_type", "auto_class"), ENCODER_DECODERS)
+every_writer = every(GENERATIVE)
+every_encoder_decoder = every(ENCODER_DECODERS)
 strategies = pytest.mark.parametrize("beams", [1, 3])
 
 LENGTH = {"max_new_tokens": 10, "min_new_tokens": 10}
@@ -33,13 +33,13 @@ def padded_prompts(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], lis
 
 
 @every_writer
-def test_generate_is_the_stock_one(model_type, auto_class):
-    assert type(tiny_model(model_type, auto_class)).generate is GenerationMixin.generate
+def test_generate_is_the_stock_one(head):
+    assert head.cls.generate is GenerationMixin.generate
 
 
 @every_writer
-def test_greedy_ids_are_the_best_of_the_logits(model_type, auto_class):
-    model = tiny_model(model_type, auto_class)
+def test_greedy_ids_are_the_best_of_the_logits(head):
+    model = head.model()
     pixel_values = images(model)
     ids = model.generate(pixel_values=pixel_values, max_new_tokens=10)
     logits = model(pixel_values=pixel_values, input_ids=ids).logits[:, :-1]
@@ -50,8 +50,8 @@ def test_greedy_ids_are_the_best_of_the_logits(model_type, auto_class):
 
 @every_writer
 @strategies
-def test_eager_equals_sdpa(model_type, auto_class, beams):
-    model = tiny_model(model_type, auto_class)
+def test_eager_equals_sdpa(head, beams):
+    model = head.model()
     sdpa = model.generate(pixel_values=images(model), num_beams=beams, **LENGTH)
     model.set_attn_implementation("eager")
     assert torch.equal(model.generate(pixel_values=images(model), num_beams=beams, **LENGTH), sdpa)
@@ -59,8 +59,8 @@ def test_eager_equals_sdpa(model_type, auto_class, beams):
 
 @every_writer
 @strategies
-def test_every_cache_writes_the_same(model_type, auto_class, beams):
-    model = tiny_model(model_type, auto_class)
+def test_every_cache_writes_the_same(head, beams):
+    model = head.model()
     options = {"pixel_values": images(model), "num_beams": beams, **LENGTH}
     ids = model.generate(**options)
     assert torch.equal(model.generate(**options, use_cache=False), ids)
@@ -69,8 +69,8 @@ def test_every_cache_writes_the_same(model_type, auto_class, beams):
 
 @every_writer
 @strategies
-def test_a_batch_writes_what_each_image_gets_alone(model_type, auto_class, beams):
-    model = tiny_model(model_type, auto_class)
+def test_a_batch_writes_what_each_image_gets_alone(head, beams):
+    model = head.model()
     pixel_values = images(model, 3)
     ids = model.generate(pixel_values=pixel_values, num_beams=beams, **LENGTH)
     alone = [model.generate(pixel_values=image[None], num_beams=beams, **LENGTH) for image in pixel_values]
@@ -80,8 +80,8 @@ def test_a_batch_writes_what_each_image_gets_alone(model_type, auto_class, beams
 @every_writer
 @strategies
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_padded_prompts_are_continued_as_each_alone(model_type, auto_class, beams, cache):
-    model = tiny_model(model_type, auto_class)
+def test_padded_prompts_are_continued_as_each_alone(head, beams, cache):
+    model = head.model()
     pixel_values = images(model, 3)
     prompts, alone = padded_prompts(model)
     options = {"num_beams": beams, "cache_implementation": cache, **LENGTH}
@@ -95,8 +95,8 @@ def test_padded_prompts_are_continued_as_each_alone(model_type, auto_class, beam
 @every_encoder_decoder
 @strategies
 @pytest.mark.parametrize("shortest", [1, 4], ids=["all padded", "one padded"])
-def test_a_missing_start_token_goes_behind_the_padding(model_type, auto_class, beams, shortest):
-    model = tiny_model(model_type, auto_class)
+def test_a_missing_start_token_goes_behind_the_padding(head, beams, shortest):
+    model = head.model()
     pixel_values = images(model, 2)
     tokens = tiny_batch(model, images=2)["input_ids"][:, 1:5]
     alone = [tokens[:1, :2], tokens[1:, :shortest]]
@@ -112,8 +112,8 @@ def test_a_missing_start_token_goes_behind_the_padding(model_type, auto_class, b
 
 
 @every_encoder_decoder
-def test_some_prompts_with_a_start_token_and_some_without(model_type, auto_class):
-    model = tiny_model(model_type, auto_class)
+def test_some_prompts_with_a_start_token_and_some_without(head):
+    model = head.model()
     prompts, _ = padded_prompts(model)
     prompts["input_ids"][1, 1] = 9  # the second one's first token
     with pytest.raises(ValueError, match="some prompts in input_ids begin with the start token and some do not"):
@@ -127,8 +127,8 @@ def test_some_prompts_with_a_start_token_and_some_without(model_type, auto_class
 
 
 @every_encoder_decoder
-def test_prompts_by_the_stock_name(model_type, auto_class):
-    model = tiny_model(model_type, auto_class)
+def test_prompts_by_the_stock_name(head):
+    model = head.model()
     pixel_values = images(model, 2)
     prompts = tiny_batch(model, images=2, texts=2)["input_ids"][:, :3]
     for ids in (prompts, prompts[:, 1:]):
@@ -137,8 +137,8 @@ def test_prompts_by_the_stock_name(model_type, auto_class):
 
 
 @every_encoder_decoder
-def test_training_with_gradient_checkpointing_does_not_write(model_type, auto_class):
-    model = tiny_model(model_type, auto_class)
+def test_training_with_gradient_checkpointing_does_not_write(head):
+    model = head.model()
     pixel_values = images(model, 2)
     expected = model.generate(pixel_values=pixel_values, **LENGTH)
     model.gradient_checkpointing_enable()
@@ -151,8 +151,8 @@ def test_training_with_gradient_checkpointing_does_not_write(model_type, auto_cl
 
 @every_encoder_decoder
 @strategies
-def test_several_prompts_an_image_are_continued_as_with_the_image_repeated(model_type, auto_class, beams):
-    model = tiny_model(model_type, auto_class)
+def test_several_prompts_an_image_are_continued_as_with_the_image_repeated(head, beams):
+    model = head.model()
     pixel_values = images(model, 2)
     prompts = tiny_batch(model, images=2, texts=3)["input_ids"][:, :3]
     ids = model.generate(pixel_values=pixel_values, input_ids=prompts, num_beams=beams, **LENGTH)
@@ -162,8 +162,8 @@ def test_several_prompts_an_image_are_continued_as_with_the_image_repeated(model
 
 @every_encoder_decoder
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3}])
-def test_the_image_is_encoded_and_projected_once(model_type, auto_class, options):
-    model = tiny_model(model_type, auto_class)
+def test_the_image_is_encoded_and_projected_once(head, options):
+    model = head.model()
     encoded, projected = [], []
     model.get_encoder().register_forward_hook(lambda *_: encoded.append(1))
     layers = [module for module in model.modules() if isinstance(module, CrossAttention)]
@@ -181,9 +181,9 @@ def test_the_image_is_encoded_and_projected_once(model_type, auto_class, options
 
 @every_encoder_decoder
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}])
-def test_shared_images_write_what_repeated_ones_do(model_type, auto_class, options, monkeypatch):
+def test_shared_images_write_what_repeated_ones_do(head, options, monkeypatch):
     """The stock way, which repeats the encoder's output and reorders the image's keys with the beams, as reference."""
-    model = tiny_model(model_type, auto_class)
+    model = head.model()
     shared = model.generate(pixel_values=images(model), **options, **LENGTH)
     monkeypatch.delattr(ImageGenerationMixin, "_expand_inputs_for_generation")
     monkeypatch.delattr(ImageGenerationMixin, "_reorder_cache")
@@ -191,8 +191,8 @@ def test_shared_images_write_what_repeated_ones_do(model_type, auto_class, optio
 
 
 @every_writer
-def test_several_sequences_an_image(model_type, auto_class):
-    model = tiny_model(model_type, auto_class)
+def test_several_sequences_an_image(head):
+    model = head.model()
     pixel_values = images(model)
     best = model.generate(pixel_values=pixel_values, num_beams=4, **LENGTH)
     several = model.generate(pixel_values=pixel_values, num_beams=4, num_return_sequences=3, **LENGTH)
@@ -202,8 +202,8 @@ def test_several_sequences_an_image(model_type, auto_class):
 
 
 @every_writer
-def test_sampling_is_reproducible_and_varied(model_type, auto_class):
-    model = tiny_model(model_type, auto_class)
+def test_sampling_is_reproducible_and_varied(head):
+    model = head.model()
 
     def sample(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
@@ -215,9 +215,9 @@ def test_sampling_is_reproducible_and_varied(model_type, auto_class):
 
 
 @every_writer
-def test_text_streams_out(model_type, auto_class):
-    model = tiny_model(model_type, auto_class)
-    tokenizer = tiny_tokenizer(model.config.text_config.vocab_size)
+def test_text_streams_out(head):
+    model = head.model()
+    tokenizer = tiny_text_tokenizer(model.config)
     streamer = TextIteratorStreamer(tokenizer, timeout=10)
     ids = model.generate(pixel_values=images(model, 1), streamer=streamer, **LENGTH)
     chunks = list(streamer)
@@ -226,8 +226,8 @@ def test_text_streams_out(model_type, auto_class):
 
 
 @every_writer
-def test_a_draft_model_changes_nothing_but_the_speed(model_type, auto_class):
-    model, draft = tiny_model(model_type, auto_class), tiny_model(model_type, auto_class, seed=1)
+def test_a_draft_model_changes_nothing_but_the_speed(head):
+    model, draft = head.model(), head.model(seed=1)
     options = {"pixel_values": images(model, 1), **LENGTH}
     ids = model.generate(**options)
     for helper in (draft, model):
@@ -236,8 +236,8 @@ def test_a_draft_model_changes_nothing_but_the_speed(model_type, auto_class):
 
 
 @every_encoder_decoder
-def test_encoded_images_can_be_given(model_type, auto_class):
-    model = tiny_model(model_type, auto_class)
+def test_encoded_images_can_be_given(head):
+    model = head.model()
     pixel_values = images(model)
     encoded = model.get_encoder()(pixel_values)
     expected = model.generate(pixel_values=pixel_values, num_beams=3, **LENGTH)
@@ -246,8 +246,8 @@ def test_encoded_images_can_be_given(model_type, auto_class):
 
 @every_writer
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_generates(model_type, auto_class, dtype):
-    model = tiny_model(model_type, auto_class).to(dtype)
+def test_half_precision_generates(head, dtype):
+    model = head.model().to(dtype)
     outputs = model.generate(
         pixel_values=images(model), num_beams=2, return_dict_in_generate=True, output_scores=True, **LENGTH
     )

@@ -10,12 +10,12 @@ import math
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
 from hfvlm.losses.classification import classification_loss
 from hfvlm.models.clip.configuration_clip import ClipConfig
 from hfvlm.nn.linear import Linear
+from hfvlm.outputs import ImageClassificationOutput
 from hfvlm.two_tower import TwoTowerModel, TwoTowerPreTrainedModel, TwoTowerTextModel, TwoTowerVisionModel
 
 
@@ -45,6 +45,8 @@ class ClipModel(ClipPreTrainedModel, TwoTowerModel):
         vision_model, text_model: ready towers to use instead of fresh ones built from the config.
     """
 
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
+
     def __init__(self, config: ClipConfig, vision_model: nn.Module | None = None, text_model: nn.Module | None = None):
         super().__init__(config, vision_model, text_model)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
@@ -67,7 +69,7 @@ class ClipVisionModel(ClipPreTrainedModel, TwoTowerVisionModel):
         vision_model: a ready tower to use instead of a fresh one built from the config.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_"]
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_", r"^classifier\."]
 
 
 class ClipTextModel(ClipPreTrainedModel, TwoTowerTextModel):
@@ -98,6 +100,13 @@ class ClipForImageClassification(ClipPreTrainedModel):
         self.classifier = Linear(config.vision_config.hidden_size, config.num_labels)
         self.post_init()
 
+    def never_trained(self) -> list[nn.Module]:
+        """What only the tower's pooled vector goes through, which is not read here."""
+        parts = [getattr(self.vision_model, "attention_pool", None)]
+        if getattr(self.config.vision_config, "final_norm", None) == "pooled":
+            parts.append(self.vision_model.norm)
+        return [part for part in parts if part is not None]
+
     @can_return_tuple
     def forward(
         self,
@@ -105,7 +114,7 @@ class ClipForImageClassification(ClipPreTrainedModel):
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs,
-    ) -> ImageClassifierOutput:
+    ) -> ImageClassificationOutput:
         """
         Args:
             pixel_values: `[images, channels, h, w]`.
@@ -121,8 +130,10 @@ class ClipForImageClassification(ClipPreTrainedModel):
         if hasattr(self.vision_model, "patches"):
             tokens = self.vision_model.patches(tokens)
         logits = self.classifier(tokens.mean(dim=1))
-        return ImageClassifierOutput(
-            loss=None if labels is None else classification_loss(logits, labels, self.config),
+        loss = None if labels is None else classification_loss(logits, labels, self.config)
+        return ImageClassificationOutput(
+            loss=loss,
+            loss_cls=loss,
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

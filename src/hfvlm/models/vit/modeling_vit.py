@@ -20,23 +20,7 @@ from hfvlm.losses.masked_image import choose_patches, corrupt, mean_colours
 from hfvlm.modeling import VlmPreTrainedModel, refuse_misnamed
 from hfvlm.models.vit.configuration_vit import VitConfig
 from hfvlm.nn.linear import Linear
-
-
-@dataclass
-class VitClassificationOutput(ModelOutput):
-    """What a classifier returns.
-
-    Args:
-        loss: scalar, when `labels` are given; `loss_cls` is the same, by its name.
-        logits: `[batch, num_labels]`.
-        hidden_states, attentions: a tensor a layer, where asked for.
-    """
-
-    loss: torch.FloatTensor | None = None
-    loss_cls: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+from hfvlm.outputs import ImageClassificationOutput
 
 
 @dataclass
@@ -153,7 +137,7 @@ class VitForImageClassification(VitFeatures):
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs,
-    ) -> VitClassificationOutput:
+    ) -> ImageClassificationOutput:
         """As `VitModel.forward`, and:
 
         Args:
@@ -172,7 +156,7 @@ class VitForImageClassification(VitFeatures):
         logits, loss = self.classifier(outputs.pooler_output), None
         if labels is not None:
             loss = classification_loss(logits, labels, self.config, self.config.label_smoothing, count)
-        return VitClassificationOutput(
+        return ImageClassificationOutput(
             loss=loss,
             loss_cls=loss,
             logits=logits,
