@@ -273,6 +273,8 @@ IMAGES, TEXTS = pairs(4)
         (r"queue must be image features \[k, 16\].*got \[5, 16\], \[5, 8\]", {"queue": (QUEUE[0], QUEUE[1][:, :8])}),
         (r"got \[5, 16\], \[5, 16\], \[4\]", {"queue": (*QUEUE[:2], torch.arange(4))}),
         (r"got \[5, 16\]$", {"queue": QUEUE[:1]}),
+        ("got nothing", {"queue": ()}),
+        ("soft_targets must be a pair.*got 1", {"soft_targets": soft_targets(4, 4)[:1]}),
     ],
 )
 def test_bad_input_is_named(message, change):

@@ -98,6 +98,8 @@ def contrastive_loss(
     _check_queue(queue, image_embeds)
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
+    if soft_targets is not None and len(soft_targets) != 2:
+        raise ValueError(f"soft_targets must be a pair, the images' and the texts', got {len(soft_targets)}")
     if soft_targets is not None and image_ids is not None:
         raise ValueError("pass soft_targets or image_ids, not both: each of them says what the targets are")
     with _full_precision(image_embeds.device):
@@ -112,7 +114,7 @@ def contrastive_loss(
             )
         scale = _scalar(logit_scale, pairs.images)
         to_texts, to_images = pairs.matches(soft_targets)
-        if chunk_size is None:
+        if chunk_size is None or chunk_size >= len(pairs.images):
             bias = None if logit_bias is None else _scalar(logit_bias, pairs.images)
             per_image = similarity_logits(pairs.images, pairs.text_keys, scale, bias)
             if pairs.square:
@@ -167,7 +169,7 @@ def sigmoid_loss(
         matches, _ = pairs.matches()
         sums, counts = matches.sums(texts)
         matching = scale * (images * sums).sum() + bias * counts.sum()
-        if chunk_size is None:
+        if chunk_size is None or chunk_size >= len(images):
             total = nn.functional.softplus(similarity_logits(images, texts, scale, bias)).sum()
         else:
             total = softplus_sum(images, texts, scale, bias, chunk_size)
@@ -237,9 +239,10 @@ def _check_queue(queue: tuple[torch.Tensor, ...] | None, images: torch.Tensor) -
     if queue is None:
         return
     shapes = [list(part.shape) for part in queue if part is not None]
-    size = shapes[0][:1]
-    if len(queue) not in (2, 3) or shapes[:2] != [[*size, images.shape[1]]] * 2 or shapes[2:] not in ([], [size]):
+    rows = shapes[0][:1] if shapes else []
+    fits = shapes[:2] == [[*rows, images.shape[1]]] * 2 and shapes[2:] in ([], [rows])
+    if not fits or len(queue) > 3:
         raise ValueError(
             f"queue must be image features [k, {images.shape[1]}], text features [k, {images.shape[1]}] and "
-            f"optionally ids [k], got {', '.join(map(str, shapes))}"
+            f"optionally ids [k], got {', '.join(map(str, shapes)) or 'nothing'}"
         )
