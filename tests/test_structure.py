@@ -22,7 +22,7 @@ CONVERSION = sorted((ROOT / "conversion").rglob("*.py"))
 #: rooms from the ground up; a module imports from its own level and from the ones below
 LEVELS = [
     {"nn", "encoders", "losses", "modeling", "generation", "beam_search", "processing", "saving", "outputs"}
-    | {"images", "registry", "version", "two_tower", "two_tower_config"}
+    | {"images", "registry", "version", "two_tower", "two_tower_config", "two_tower_processing"}
     | {"pixels", "nearest", "embedder"},
     {"models"},
     {"pipelines", "data", "training", "evaluation", "export", "hub", "conversion", "builtin", "auto"},
@@ -46,6 +46,7 @@ GROUND = {
     "losses": {"nn"},
     "encoders": {"nn", "modeling", "outputs"},
     "two_tower_config": {"encoders"},
+    "two_tower_processing": {"processing"},
     "two_tower": {"two_tower_config", "encoders", "losses", "nn", "modeling"},
 }
 #: what travels to the Hub with a model, and all that it may import from outside
