@@ -15,6 +15,7 @@ from transformers import Trainer, TrainingArguments
 
 from hfvlm import ClipConfig, ClipModel, MocoConfig, MocoForImageClassification, MocoForPreTraining, MocoModel
 from hfvlm.conversion.convert_moco import to_release_keys
+from hfvlm.models.moco import pretraining_moco
 
 
 VIT = {
@@ -302,11 +303,15 @@ def test_the_stock_trainer_trains_and_resumes_it(tmp_path):
         torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
+SHARES = (slice(0, 2), slice(2, 5))  # of two processes
+ORDER = torch.tensor([3, 0, 4, 1, 2])
+
+
 def run_rank(rank: int, folder: str) -> None:
-    """One of two processes of version 3, with batches of unlike size, and of a queue."""
+    """One of two processes with batches of unlike size: version 3, then a queue, whose keys are shuffled."""
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    images = slice(0, 2) if rank == 0 else slice(2, 5)
-    batch = {name: value[images] for name, value in views().items()}
+    batch = {name: value[SHARES[rank]] for name, value in views().items()}
+    pretraining_moco.shuffle_order = lambda rows, device: ORDER
     outputs = pretraining(**V3)(**batch)
     made = {"loss": outputs.loss, "queries": outputs.query_embeds, "keys": outputs.key_embeds}
     model = pretraining()
@@ -321,14 +326,18 @@ def test_two_processes_contrast_with_each_others_images(tmp_path):
     assert [process.wait(120) for process in processes] == [0, 0]
     ranks = [load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1)]
     halves = [[rank["keys"].chunk(2)[half] for rank in ranks] for half in (0, 1)]
-    for rank, first in zip(ranks, (0, 2)):
+    for rank, share in zip(ranks, SHARES):
         loss = 0
         for query, keys in zip(rank["queries"].chunk(2), halves):
-            targets = torch.arange(first, first + len(query))
+            targets = torch.arange(share.start, share.stop)
             loss = loss + 2 * 0.2 * F.cross_entropy(query @ torch.cat(keys).t() / 0.2, targets)
         torch.testing.assert_close(rank["loss"], loss, rtol=1e-4, atol=1e-5)
+    teacher, images = moved(pretraining(), 0.9), views()["pixel_values_key"][ORDER]
+    shuffled = torch.cat([embed(teacher, images[share], teacher=True) for share in SHARES])  # a batch norm each
+    keys = shuffled[[ORDER.tolist().index(i) for i in range(5)]]
+    torch.testing.assert_close(torch.cat([rank["queue_keys"] for rank in ranks]), keys, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ranks[0]["queue"][:5], keys, rtol=1e-4, atol=1e-5)
     assert torch.equal(ranks[0]["queue"], ranks[1]["queue"])
-    torch.testing.assert_close(ranks[0]["queue"][:5], torch.cat([rank["queue_keys"] for rank in ranks]))
 
 
 def test_release_keys_are_those_of_the_original():
