@@ -45,7 +45,7 @@ def read_merges(path: Path, vocab_size: int) -> tuple[dict[str, int], list[tuple
     letters += [f"{letter}</w>" for letter in letters]
     wanted = vocab_size - len(letters) - 2
     if wanted < 0:
-        raise ValueError(f"the checkpoint has {vocab_size} words, fewer than letters alone: it is not for CLIP's merges")
+        raise ValueError(f"the checkpoint has {vocab_size} words, fewer than letters alone: they are not CLIP's")
     merges = [tuple(line.split()) for line in lines if line.strip()][:wanted]
     if any(len(merge) != 2 for merge in merges):
         raise ValueError(f"vocabulary {path} is no list of merges: each line must have two parts")

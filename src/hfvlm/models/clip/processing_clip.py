@@ -44,7 +44,8 @@ class ClipProcessor(TwoTowerProcessor):
     """Images to pixels, texts to ids.
 
     Args:
-        image_processor: a stock one; `CLIPImageProcessorPil` is pixel-exact with the original's.
+        image_processor: a stock one; the pixels of `CLIPImageProcessorPil` are exactly the original's, but where the
+            middle is half a pixel off, it crops at the one before and the original at the even one.
         tokenizer: CLIP's, whose texts are cleaned first, or the tokenizer of another text tower.
         pad_to_max: pad every text to the model's full length unless a call says otherwise.
     """
