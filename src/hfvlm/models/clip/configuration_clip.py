@@ -119,3 +119,8 @@ class ClipConfig(TwoTowerConfig):
         super().__post_init__(**kwargs)
         if self.project_images is None:  # attention pooling ends in the joint space
             self.project_images = getattr(self.vision_config, "pooling", None) != "attention"
+
+    def validate_architecture(self):
+        super().validate_architecture()
+        if self.max_logit_scale is not None and self.max_logit_scale <= 1.0:
+            raise ValueError(f"max_logit_scale must be above 1, or None; got {self.max_logit_scale}")
