@@ -78,7 +78,8 @@ def test_public_names_are_the_registered_classes():
     assert {"BlipConfig", "BlipProcessor", "BlipModel", "pipeline", "register"} <= set(dir(hfvlm))
     rows = registry.ARCHITECTURES.values()
     classes = {name for row in rows for name, path in row.classes.items() if path.startswith("hfvlm.")}
-    assert set(hfvlm.__all__) == classes | {"pipeline", "register", "__version__"}
+    autos = {name for row in rows for name in row.heads if not hasattr(transformers, name)}
+    assert set(hfvlm.__all__) == classes | autos | {"pipeline", "register", "__version__"}
     assert all(hasattr(hfvlm, name) for name in hfvlm.__all__)
     with pytest.raises(AttributeError, match="module 'hfvlm' has no attribute 'BlopModel'"):
         hfvlm.BlopModel  # noqa: B018

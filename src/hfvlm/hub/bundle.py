@@ -60,7 +60,7 @@ def write_bundle(saved: Any, save_directory: Path) -> None:
             config,
             {"auto_map": {"AutoConfig": _reference(row.config), **heads}, "custom_pipelines": tasks or None},
         )
-        write_card(saved, row, save_directory)
+        write_card(saved, row, heads, save_directory)
     else:
         edit_json(processor, {"auto_map": {"AutoProcessor": _reference(row.processor)}})
 
