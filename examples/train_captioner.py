@@ -47,8 +47,9 @@ def load_rows(data: Path, split: str, max_words: int) -> list[dict]:
     return rows
 
 
-def build_processor(rows: list[dict], minilm: Path, recipe: dict) -> tuple[BlipProcessor, list[int]]:
-    """A BERT tokenizer cut to the captions' word pieces, and the id that each had in the full vocabulary."""
+def vocabulary(rows: list[dict], minilm: Path, min_count: int, special: list[str]) -> tuple[list[str], list[int]]:
+    """The special tokens and the captions' word pieces that occur `min_count` times; each one's id in MiniLM's
+    vocabulary ([DEC], which is not in it, starts as [CLS])."""
     full = Tokenizer.from_file(str(minilm / "tokenizer.json"))
     full.no_truncation()
     full.no_padding()
@@ -56,8 +57,13 @@ def build_processor(rows: list[dict], minilm: Path, recipe: dict) -> tuple[BlipP
     for row in rows:
         for caption in row["captions"]:
             counts.update(full.encode(caption, add_special_tokens=False).tokens)
-    kept = sorted(t for t, n in counts.items() if n >= recipe["vocabulary"]["min_count"] and t not in SPECIAL)
-    tokens = SPECIAL + kept
+    tokens = special + sorted(t for t, n in counts.items() if n >= min_count and t not in special)
+    return tokens, [full.token_to_id("[CLS]" if token == "[DEC]" else token) for token in tokens]
+
+
+def build_processor(rows: list[dict], minilm: Path, recipe: dict) -> tuple[BlipProcessor, list[int]]:
+    """A BERT tokenizer cut to the captions' word pieces, and the id that each had in the full vocabulary."""
+    tokens, old = vocabulary(rows, minilm, recipe["vocabulary"]["min_count"], SPECIAL)
     tokenizer = BertTokenizer(
         vocab={token: i for i, token in enumerate(tokens)},
         do_lower_case=True,
@@ -66,7 +72,6 @@ def build_processor(rows: list[dict], minilm: Path, recipe: dict) -> tuple[BlipP
     )
     size = recipe["model"]["image_size"]
     image_processor = BlipImageProcessorPil(size={"height": size, "width": size}, **LITE)
-    old = [full.token_to_id("[CLS]" if token == "[DEC]" else token) for token in tokens]
     return BlipProcessor(image_processor, tokenizer), old
 
 
@@ -144,8 +149,9 @@ class CachedTower(nn.Module):
         return self
 
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        features = self.head(pixel_values.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)
-        return BaseModelOutputWithPooling(last_hidden_state=self.proj(features))
+        tokens = self.head(pixel_values.to(self.head.conv.weight.dtype)).flatten(2).transpose(1, 2)
+        tokens = tokens if self.proj is None else self.proj(tokens)
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens.mean(dim=1))
 
 
 class CachedMaps(Dataset):
@@ -167,13 +173,6 @@ class MapCollator(CaptionCollator):
 
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
         return {"pixel_values": torch.stack([item["image"] for item in items]), **self.batch(items)}
-
-
-class NumberedImages(CaptionedImages):
-    """`CaptionedImages` that say which image it is."""
-
-    def __getitem__(self, index: int) -> dict:
-        return {**super().__getitem__(index), "index": index}
 
 
 class IndexCollator:
@@ -239,7 +238,6 @@ def train(model, dataset, evaluation, collator, stage: dict, output: Path, train
         save_total_limit=2,
         logging_steps=20,
         remove_unused_columns=False,
-        label_names=["labels"],
         prediction_loss_only=True,
         report_to=[],
         seed=0,
@@ -306,7 +304,7 @@ def main() -> None:
     model.vision_model = tower
     save(model, processor, args.output / "stage3")
 
-    train_on_samples(NumberedImages(rows, augment=True), IndexCollator(processor), "reward_end_to_end")
+    train_on_samples(CaptionedImages(rows, augment=True), IndexCollator(processor), "reward_end_to_end")
     save(model, processor, args.output / "model")
 
 

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 from PIL import ExifTags, Image
-from tiny import tiny_processor
+from tiny import tiny_model, tiny_processor
 
-from hfvlm.data.captions import CaptionCollator, CaptionedImages, random_view, read_captions
+from hfvlm.data.captions import CaptionCollator, CaptionedImages, PairCollator, random_view, read_captions
 
 
 @pytest.fixture
@@ -143,3 +143,15 @@ def test_captions_are_cut_to_the_limit(folder):
     item = {"image": Image.new("RGB", (9, 9)), "captions": ["the dog " * 20]}
     batch = CaptionCollator(tiny_processor("blip"), max_length=6)([item])
     assert batch["input_ids"].shape == (1, 6)
+
+
+def test_pairs_say_which_image_they_show_and_ask_for_the_loss(folder):
+    items = list(CaptionedImages(read_captions(folder / "captions.jsonl")))
+    model, processor = tiny_model("hfvlm_align", "AutoModel"), tiny_processor("hfvlm_align")
+    batch = PairCollator(processor, max_length=12)([items[0], items[1], items[0]])
+    assert batch["image_ids"].tolist() == [0, 1, 0]
+    assert len(batch["pixel_values"]) == len(batch["input_ids"]) == 3
+    with_ids = model(**batch).loss  # in evaluation too
+    assert with_ids != model(**{**batch, "image_ids": torch.arange(3)}).loss
+    drawn = {tuple(PairCollator(processor)(items[:1])["input_ids"][0].tolist()) for _ in range(60)}
+    assert len(drawn) == 3

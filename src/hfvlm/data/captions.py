@@ -49,7 +49,7 @@ def random_view(image: Image.Image, generator: torch.Generator | None = None, mi
 
 
 class CaptionedImages(Dataset):
-    """Rows of `read_captions` as `{"image": PIL image, "captions": [...]}`.
+    """Rows of `read_captions` as `{"image": PIL image, "captions": [...], "index": the row's number}`.
 
     Args:
         captions_per_image: that many captions an item, drawn anew each time, and some of them twice where an image
@@ -82,7 +82,7 @@ class CaptionedImages(Dataset):
             order = torch.randperm(len(captions))[: self.captions_per_image]
             again = torch.randint(len(captions), (self.captions_per_image - len(order),))
             captions = [captions[i] for i in [*order.tolist(), *again.tolist()]]
-        return {"image": random_view(image) if self.augment else image, "captions": captions}
+        return {"image": random_view(image) if self.augment else image, "captions": captions, "index": index}
 
 
 class CaptionCollator:
@@ -104,3 +104,28 @@ class CaptionCollator:
         batch = self.processor(suffix=[item["captions"] for item in items], max_length=self.max_length, **images)
         batch["labels"][batch["labels"] == self.processor.tokenizer.unk_token_id] = -100
         return dict(batch)
+
+
+class PairCollator:
+    """Items of `CaptionedImages` to pairs of an image and one of its captions, for a contrastive loss.
+
+    The batch says which image each row shows (`image_ids`), so that an image that is in it twice is no negative of
+    itself, and asks for the loss (`return_loss`), also in evaluation.
+
+    Args:
+        processor: of a two-tower model.
+        max_length: tokens a caption may have; None: the processor's own limit.
+    """
+
+    def __init__(self, processor: Any, max_length: int | None = None):
+        self.processor, self.max_length = processor, max_length
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        return self.batch(items, images=[item["image"] for item in items])
+
+    def batch(self, items: list[dict[str, Any]], **images: Any) -> dict[str, Any]:
+        """A caption of each item, drawn, and what the processor makes of `images`."""
+        drawn = [torch.randint(len(item["captions"]), ()).item() for item in items]
+        texts = [item["captions"][i] for item, i in zip(items, drawn)]
+        batch = self.processor(text=texts, max_length=self.max_length, **images)
+        return {**batch, "image_ids": torch.tensor([item["index"] for item in items]), "return_loss": True}

@@ -1,6 +1,6 @@
-"""Makes the built-in model of a trained folder: weights in fp16, no code (the package has it), at most 25 MB.
+"""Makes a built-in model of a trained folder: weights in fp16, no code (the package has it).
 
-    python examples/pack_captioner.py --model captioner/model --output src/hfvlm/assets/captioner
+    python examples/pack_model.py --model captioner/model --output src/hfvlm/assets/captioner
 
 It still loads in fp32, as `dtype` in config.json says.
 """
@@ -34,7 +34,7 @@ def main() -> None:
         "dtype": "float32"
     }
     (args.output / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for name in FILES:
+    for name in (name for name in FILES if (args.model / name).exists()):  # not every model generates
         shutil.copy(args.model / name, args.output / name)
     size = sum(path.stat().st_size for path in args.output.iterdir()) / 1e6
     print(
