@@ -58,3 +58,65 @@ def test_a_build_without_onednn_has_torchs_product(monkeypatch):
 def test_rows_of_another_width_are_refused(count):
     with torch.no_grad(), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         Linear(6, 5)(torch.randn(count, 12))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("count", [40, 100])  # above `ROWS`, torch's products go back
+def test_gradients_of_many_rows(monkeypatch, count, bias):
+    monkeypatch.setattr(linear_module, "ROWS", 64)
+    layer, rows = Linear(7, 90, bias=bias), torch.randn(2, count // 2, 7, requires_grad=True)
+    expected = torch.nn.functional.linear(rows, layer.weight, layer.bias)
+    inputs, weights = (rows, *layer.parameters()), torch.randn_like(expected)
+    pairs = [torch.autograd.grad((outputs * weights).sum(), inputs) for outputs in (layer(rows), expected)]
+    torch.testing.assert_close(*pairs)
+
+
+def test_gradients_of_gradients_of_many_rows():
+    layer, rows = Linear(7, 5), torch.randn(40, 7, requires_grad=True)
+    results = []
+    for outputs in (layer(rows), torch.nn.functional.linear(rows, layer.weight, layer.bias)):
+        (first,) = torch.autograd.grad(outputs.pow(3).sum(), rows, create_graph=True)
+        results.append(torch.autograd.grad(first.pow(2).sum(), (rows, layer.weight)))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+def test_frozen_weights_get_no_gradient_and_pass_one_on():
+    layer, rows = Linear(7, 5).requires_grad_(False), torch.randn(40, 7, requires_grad=True)
+    layer(rows).sum().backward()
+    torch.testing.assert_close(rows.grad, layer.weight.sum(0).expand(40, 7))
+    assert layer.weight.grad is None and layer.bias.grad is None
+
+
+def test_transforms_of_functions_and_forward_derivatives():
+    layer, rows = Linear(7, 5), torch.randn(40, 7)
+    values = dict(layer.named_parameters())
+
+    def loss(values, rows):
+        return torch.func.functional_call(layer, values, (rows,)).pow(2).sum()
+
+    gradient = torch.func.grad(loss)(values, rows)["weight"]
+    torch.testing.assert_close(gradient, 2 * layer(rows).t() @ rows, rtol=1e-4, atol=1e-4)
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(values, rows.view(2, 20, 7))["weight"]
+    torch.testing.assert_close(each.sum(0), gradient, rtol=1e-4, atol=1e-4)
+    with torch.autograd.forward_ad.dual_level():
+        dual = layer(torch.autograd.forward_ad.make_dual(rows, torch.ones_like(rows)))
+        tangent = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    torch.testing.assert_close(tangent, layer.weight.sum(1).expand(40, 5))
+
+
+def test_what_traces_sees_torchs_linear():
+    layer, rows = Linear(7, 5).eval(), torch.randn(40, 7)
+    with torch.no_grad():
+        graph = str(torch.jit.trace(layer, rows).inlined_graph)
+    assert "aten::linear" in graph and "mkldnn" not in graph
+    exported = torch.export.export(layer, (rows,))
+    assert "mkldnn" not in str(exported.graph)
+
+
+def test_a_tensor_of_another_class_is_torchs_to_multiply():
+    class Watched(torch.Tensor):
+        pass
+
+    rows = torch.randn(40, 7).as_subclass(Watched)
+    with torch.no_grad():
+        assert type(Linear(7, 5)(rows)) is Watched

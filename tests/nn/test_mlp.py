@@ -29,9 +29,10 @@ def test_parts_equal_the_whole(monkeypatch, act, dtype):
 
 
 @pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
-def test_gradients_are_the_formulas(act):
-    module, rows = Mlp(6, 10, act), torch.randn(2, 5, 6, requires_grad=True)
-    inputs, weights = (rows, *module.parameters()), torch.randn(2, 5, 6)
+@pytest.mark.parametrize("length", [5, 50])
+def test_gradients_are_the_formulas(act, length):
+    module, rows = Mlp(6, 10, act), torch.randn(2, length, 6, requires_grad=True)
+    inputs, weights = (rows, *module.parameters()), torch.randn(2, length, 6)
     both = [
         torch.autograd.grad((outputs * weights).sum(), inputs)
         for outputs in (module(rows), formula(module, rows, act))

@@ -46,24 +46,59 @@ def by_onednn(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
     return outputs
 
 
+class _WithGradients(torch.autograd.Function):
+    """`by_onednn`, and its gradients by the same kernel."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(rows, weight)
+        return by_onednn(rows, weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        for_rows, for_weight, for_bias = ctx.needs_input_grad
+        # gradients of gradients are torch's to find; so many terms a sum are no gain
+        product = by_onednn if not torch.is_grad_enabled() and len(rows) <= ROWS else nn.functional.linear
+        return (
+            product(gradient, weight.t(), None) if for_rows else None,
+            product(gradient.t(), rows.t(), None) if for_weight else None,
+            gradient.sum(0) if for_bias else None,
+        )
+
+
+def _may_choose(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether these are plain fp32 tensors on CPU, and nobody but autograd looks on as they are multiplied."""
+    return (
+        inputs.device.type == "cpu"
+        and inputs.dtype == weight.dtype == torch.float32
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch.is_autocast_enabled("cpu")
+        and type(inputs) in (torch.Tensor, nn.Parameter)
+        and type(weight) in (torch.Tensor, nn.Parameter)
+        and inputs.shape[-1] == weight.shape[1]
+        and weight.is_contiguous()
+    )
+
+
 def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`inputs @ weight.T + bias` by the product that is fastest for the rows; equal up to the order of summation.
 
     Args:
         inputs: `[..., in]`; `weight`: `[out, in]`; `bias`: `[out]`.
     """
-    outputs, width = weight.shape
-    if (
-        inputs.device.type == "cpu"
-        and inputs.dtype == weight.dtype == torch.float32
-        and not torch.compiler.is_compiling()
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and inputs.shape[-1] == width
-        and weight.is_contiguous()
-    ):
+    if _may_choose(inputs, weight):
+        outputs, width = weight.shape
         rows = inputs.reshape(-1, width)
-        product = turned_round if len(rows) in FEW_ROWS else by_onednn if len(rows) and ONEDNN else None
+        product = None
+        if len(rows) in FEW_ROWS:
+            product = None if torch.is_grad_enabled() else turned_round
+        elif len(rows) and ONEDNN:
+            if not torch.is_grad_enabled():
+                product = by_onednn
+            elif not (torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0):
+                product = _WithGradients.apply
         if product is not None:
             return product(rows.contiguous(), weight, bias).view(*inputs.shape[:-1], outputs)
     return nn.functional.linear(inputs, weight, bias)

@@ -39,8 +39,10 @@ class Mlp(nn.Module):
     def _in_parts(self, hidden_states: torch.Tensor) -> bool:
         """Whether rows may go through apart: nobody looks at what the layers are given and give."""
         layers = (self.fc1, self.act, self.fc2)
-        return hidden_states.device.type == "cpu" and not any(
-            layer._forward_hooks or layer._forward_pre_hooks for layer in layers
+        return (
+            hidden_states.device.type == "cpu"
+            and not torch.jit.is_tracing()
+            and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
         )
 
     def _both(self, hidden_states: torch.Tensor) -> torch.Tensor:
