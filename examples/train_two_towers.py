@@ -111,14 +111,12 @@ def main() -> None:
     dataset, evaluation = CachedMaps(maps, rows), CachedMaps(held_out_maps, held_out)
     train(model, dataset, evaluation, MapPairs(processor), stage, args.output / "features")
     model.vision_model = tower
-    save(model, processor, args.output / "stage1")
-    print("after the first stage:", json.dumps(evaluate(model, processor, held_out)), flush=True)
 
-    stage = recipe["stages"]["end_to_end"]
-    model.config.micro_batch_size = stage["micro_batch_size"]
-    dataset, evaluation = CaptionedImages(rows, augment=True), CaptionedImages(held_out)
-    train(model, dataset, evaluation, PairCollator(processor), stage, args.output / "end_to_end")
-    model.config.micro_batch_size = None
+    if stage := recipe["stages"].get("end_to_end"):
+        model.config.micro_batch_size = stage["micro_batch_size"]
+        dataset, evaluation = CaptionedImages(rows, augment=True), CaptionedImages(held_out)
+        train(model, dataset, evaluation, PairCollator(processor), stage, args.output / "end_to_end")
+        model.config.micro_batch_size = None
     save(model, processor, args.output / "model")
     test = load_rows(args.data, "test", max_words=1000)
     print("test:", json.dumps(evaluate(model, processor, test)), flush=True)
