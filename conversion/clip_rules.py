@@ -154,9 +154,10 @@ def _vit_fields(shapes: Shapes) -> dict[str, Any]:
 
 
 def _block_fields(shapes: Shapes, width: int | None) -> dict[str, int | None]:
+    heads = (width or 0) // 64  # as the original counts them
     return {
         "hidden_size": width,
-        "num_attention_heads": width // 64 if width and width % 64 == 0 else None,
+        "num_attention_heads": heads if heads and width % heads == 0 else None,
         "intermediate_size": shapes.size("transformer.resblocks.0.mlp.c_fc.weight", 0),
         "num_hidden_layers": shapes.count("transformer.resblocks"),
     }

@@ -9,7 +9,7 @@ https://github.com/mlfoundations/open_clip, folders of transformers' CLIP, and h
 An archive's program is not run: its tensors are read. Sizes come from the weights; heads (64 wide unless told) and
 what else weights do not tell from `--config`: a JSON file with fields of `hfvlm.ClipConfig`, or open_clip's own, which
 is also found beside the checkpoint. Without it the activation is OpenAI's QuickGELU. Texts need the merges file of the
-original, `--vocab` or beside the checkpoint; without one, the model is written alone.
+original, as `--vocab` or beside the checkpoint; without one, the model is written alone.
 """
 
 import json
@@ -218,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
         beside = (args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent) / open_clip.FILE
         told = args.config is not None or args.variant is not None or beside.is_file()
         if not told and command.model_type_of(args.checkpoint) is None:
-            yield "activation: OpenAI's QuickGELU; if the weights are open_clip's, give its JSON as --config"
+            yield "heads of 64 and QuickGELU, as OpenAI's: if the weights are open_clip's, give its JSON as --config"
 
     return command.run("convert_clip", args, convert_to, _opened, _back, wishes=("vocab",), notes=notes)
 

@@ -136,6 +136,11 @@ def test_published_sizes_need_no_config():
     assert converted.config.text_config.num_attention_heads == 3
 
 
+def test_heads_are_counted_as_the_original_counts_them():
+    wide = {"hidden_size": 160, "num_attention_heads": 2}
+    assert convert(to_release(tiny(vision_config=wide, text_config=wide))).config.text_config.num_attention_heads == 2
+
+
 def test_heads_that_cannot_be_told_are_asked_for(release):
     with pytest.raises(ValueError, match="vision tower's heads cannot be told from its width 40"):
         convert(release)
@@ -196,7 +201,7 @@ def test_another_image_size(model, folder):
 def test_on_the_command_line(model, folder, capsys):
     assert main(arguments(folder, "--verify")) == 0
     said = capsys.readouterr().out
-    assert "activation" not in said and "no processor" not in said and "parameters" in said
+    assert "QuickGELU" not in said and "no processor" not in said and "parameters" in said
     assert_same_weights(AutoModel.from_pretrained(folder.parent / "out"), model)
     processor = AutoProcessor.from_pretrained(folder.parent / "out")
     batch = processor(text=["the dog", "The  CAT!"])
@@ -218,7 +223,7 @@ def test_what_is_left_to_a_guess_is_said(folder, capsys):
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert "no processor written: give --vocab" in said
-    assert "activation: OpenAI's QuickGELU; if the weights are open_clip's, give its JSON as --config" in said
+    assert "heads of 64 and QuickGELU, as OpenAI's: if the weights are open_clip's, give its JSON as --config" in said
 
 
 def test_open_clips_description(model, folder):
