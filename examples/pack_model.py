@@ -7,7 +7,6 @@ It still loads in fp32, as `dtype` in config.json says.
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -15,6 +14,14 @@ from safetensors.torch import load_file, save_file
 
 
 FILES = ("generation_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+def copy_settings(source: Path, output: Path, **more: str) -> None:
+    """Copies a JSON file without what names the folder's own code."""
+    settings = json.loads(source.read_text(encoding="utf-8"))
+    kept = {k: v for k, v in settings.items() if k not in ("auto_map", "custom_pipelines", "use_cache")}
+    text = json.dumps({**kept, **more}, indent=2, ensure_ascii=False)
+    (output / source.name).write_text(text + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -29,13 +36,9 @@ def main() -> None:
     if not all(torch.isfinite(w).all() for w in halved.values() if w.is_floating_point()):
         raise SystemExit("a weight is too large for fp16")
     save_file(halved, args.output / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((args.model / "config.json").read_text(encoding="utf-8"))
-    config = {k: v for k, v in config.items() if k not in ("auto_map", "custom_pipelines", "use_cache")} | {
-        "dtype": "float32"
-    }
-    (args.output / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    copy_settings(args.model / "config.json", args.output, dtype="float32")
     for name in (name for name in FILES if (args.model / name).exists()):  # not every model generates
-        shutil.copy(args.model / name, args.output / name)
+        copy_settings(args.model / name, args.output)
     size = sum(path.stat().st_size for path in args.output.iterdir()) / 1e6
     print(
         f"{sum(w.numel() for w in weights.values()) / 1e6:.2f} M numbers, {size:.1f} MB, rounding at most {worst:.1e}"

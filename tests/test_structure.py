@@ -161,7 +161,7 @@ def test_setup_cfg_lists_the_packages_on_disk():
 def test_setup_cfg_packs_every_other_file():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    patterns = config["options.package_data"]["hfvlm"].split()
+    patterns = config["options.package_data"]["hfvlm"].replace(",", " ").split()
     packed = {path for pattern in patterns for path in SOURCE.glob(pattern) if path.is_file()}
     code = {*MODULES, *SOURCE.rglob("*.pyc")}
     assert {path for path in SOURCE.rglob("*") if path.is_file()} - code == packed

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 #: task -> folder under assets/
-BUILTIN = {"image-to-text": "captioner"}
+BUILTIN = {"image-to-text": "captioner", "image-text-retrieval": "searcher"}
 
 
 def builtin_model(task: str) -> Path:

@@ -1,13 +1,15 @@
-"""The built-in captioner, as a user meets it: photos in, sensible English out, offline."""
+"""The built-in models, as a user meets them: photos in, sensible English out; a description in, the photo out."""
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import transformers
+from PIL import Image
 
 import hfvlm
 from hfvlm.builtin import builtin_model
@@ -38,10 +40,40 @@ def test_pipeline_says_what_is_shown(photo):
 
 
 def test_command_line_says_what_is_shown():
-    command = [sys.executable, "-c", "from hfvlm.cli import main; main()", "caption", str(PHOTOS), "--json"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (0, "")
-    captions = {Path(row["image"]).name: row["caption"] for row in map(json.loads, result.stdout.splitlines())}
+    rows = map(json.loads, command("caption", str(PHOTOS), "--json"))
+    captions = {Path(row["image"]).name: row["caption"] for row in rows}
     assert set(captions) >= set(SHOWN)
     for photo, words in SHOWN.items():
         assert re.search(words, captions[photo]), captions
+
+
+def test_the_searcher_is_small_and_complete():
+    files = [path for path in builtin_model("image-text-retrieval").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 35e6
+    assert isinstance(transformers.AutoModel.from_pretrained(builtin_model("image-text-retrieval")), hfvlm.ClipModel)
+
+
+def test_pipeline_finds_what_is_described():
+    pipe = hfvlm.pipeline("image-text-retrieval", device="cpu").index(images=PHOTOS)
+    wanted = {"a dog": "dog.jpg", "a bird swims in the water": "duck.jpg", "a man with a camera": "camera.jpg"}
+    found = {query: Path(pipe(query, top_k=1)[0]["image"]).name for query in wanted}
+    assert found == wanted
+
+
+def test_command_line_searches_and_classifies(tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(PHOTOS, folder)
+    searched = command("search", "a dog", "--in", str(folder), "--json", "--sheet", str(tmp_path / "sheet.png"))
+    assert Path(json.loads(searched[0])["image"]).name == "dog.jpg"
+    assert Image.open(tmp_path / "sheet.png").size[0] > 300
+    [classified] = command("classify", str(folder / "duck.jpg"), "--labels", "dog,duck,camera", "--json")
+    scores = json.loads(classified)["scores"]
+    assert max(scores, key=scores.get) == "duck"
+
+
+def command(*arguments: str) -> list[str]:
+    """What `hfvlm` prints, with nothing on stderr."""
+    code = [sys.executable, "-c", "from hfvlm.cli import main; main()"]
+    result = subprocess.run([*code, *arguments], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout.splitlines()

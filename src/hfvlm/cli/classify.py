@@ -9,7 +9,16 @@ from rich.text import Text
 
 from hfvlm.cli.console import Report, print_line, stdout
 from hfvlm.cli.inputs import find_images
-from hfvlm.cli.loading import AsJson, BatchSize, Dtype, Precision, TrustRemoteCode, TwoTowerModel, load_two_towers
+from hfvlm.cli.loading import (
+    BUILT_IN,
+    AsJson,
+    BatchSize,
+    Dtype,
+    Precision,
+    TrustRemoteCode,
+    TwoTowerModel,
+    load_two_towers,
+)
 
 
 def _print(path: str, scores: dict[str, float], as_json: bool) -> None:
@@ -41,8 +50,8 @@ def classify(
     paths: Annotated[
         list[str], typer.Argument(metavar="IMAGE...", help="Images, folders, quoted glob patterns, or URLs.")
     ],
-    model: TwoTowerModel,
     labels: Annotated[str, typer.Option(metavar="A,B,...", help="What there is to choose from.")],
+    model: TwoTowerModel = None,
     template: Annotated[
         list[str] | None,
         typer.Option(
@@ -79,7 +88,7 @@ def classify(
             *load_two_towers(model, dtype.value, trust_remote_code), names, templates, batch_size
         )
     except TypeError as error:
-        raise ValueError(f"--model {model}: {error}") from error
+        raise ValueError(f"--model {model or BUILT_IN}: {error}") from error
     with report.bar:
         for positions, scores in classifier.stream(found, lambda position, error: report.error(str(error))):
             best, order = scores.topk(min(top_k, len(names)))

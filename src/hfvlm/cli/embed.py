@@ -9,15 +9,15 @@ import typer
 
 from hfvlm.cli.console import Report, print_line
 from hfvlm.cli.inputs import find_images
-from hfvlm.cli.loading import BatchSize, Dtype, Precision, TrustRemoteCode, TwoTowerModel, load_embedder
+from hfvlm.cli.loading import BUILT_IN, BatchSize, Dtype, Precision, TrustRemoteCode, TwoTowerModel, load_embedder
 
 
 def embed(
-    model: TwoTowerModel,
     output: Annotated[Path, typer.Option(help="The file to write: .safetensors or .parquet.")],
     paths: Annotated[
         list[str] | None, typer.Argument(metavar="[PATH]...", help="Images, folders, quoted glob patterns, or URLs.")
     ] = None,
+    model: TwoTowerModel = None,
     texts: Annotated[
         Path | None, typer.Option(help='Texts: .txt, a line each, or .jsonl, strings or {"text": ..., "id": ...}.')
     ] = None,
@@ -61,7 +61,7 @@ def embed(
             report.progress(len(found) + positions[-1] + 1, total)
     if not image_side.ids and not text_side.ids:
         raise typer.Exit(1)
-    write_embeddings(output, image_side, text_side, {"model": model})
+    write_embeddings(output, image_side, text_side, {"model": model or BUILT_IN})
     size = (image_side.vectors or text_side.vectors)[0].shape[1]
     said = {"output": str(output), "images": len(image_side.ids), "texts": len(text_side.ids), "dim": size}
     if as_json:

@@ -20,8 +20,14 @@ class Dtype(str, Enum):
     bf16 = "bf16"
 
 
+#: what a model that is not named is called
+BUILT_IN = "the built-in model"
+
 #: options of the commands that embed images and texts
-TwoTowerModel = Annotated[str, typer.Option("--model", help="A two-tower model (CLIP, ...): folder or Hub name.")]
+TwoTowerModel = Annotated[
+    str | None,
+    typer.Option("--model", help="Folder or Hub name of a two-tower model (CLIP, ...); the built-in one if left out."),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images or texts at a time.")]
 Precision = Annotated[Dtype, typer.Option("--dtype", help="Precision; auto: bf16 where it is computed natively.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
@@ -41,8 +47,8 @@ def choose_device(dtype: str) -> tuple["torch.device", "torch.dtype"]:
     return device, choose_dtype(device, dtype)
 
 
-def load_embedder(model: str, dtype: str, trust_remote_code: bool, batch_size: int) -> "Embedder":
-    """A two-tower model and its processor.
+def load_embedder(model: str | None, dtype: str, trust_remote_code: bool, batch_size: int) -> "Embedder":
+    """A two-tower model with its processor; None: the built-in one.
 
     Raises:
         ValueError: there is no model of that name, or it embeds no images and texts.
@@ -53,13 +59,16 @@ def load_embedder(model: str, dtype: str, trust_remote_code: bool, batch_size: i
     try:
         return Embedder(loaded, processor, batch_size)
     except TypeError as error:
-        raise ValueError(f"--model {model}: {error}") from error
+        raise ValueError(f"--model {model or BUILT_IN}: {error}") from error
 
 
-def load_two_towers(model: str, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
+def load_two_towers(model: str | None, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
     """As `load_embedder`, the model and the processor by themselves."""
     from transformers import AutoModel, AutoProcessor
 
+    from hfvlm.builtin import builtin_model
+
+    model = str(builtin_model("image-text-retrieval")) if model is None else model
     device, precision = choose_device(dtype)
     loaded = AutoModel.from_pretrained(model, dtype=precision, trust_remote_code=trust_remote_code).to(device)
     return loaded, AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)

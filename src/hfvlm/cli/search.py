@@ -9,7 +9,16 @@ import typer
 from rich.text import Text
 
 from hfvlm.cli.console import Report, print_line, stdout
-from hfvlm.cli.loading import AsJson, BatchSize, Dtype, Precision, TrustRemoteCode, TwoTowerModel, load_embedder
+from hfvlm.cli.loading import (
+    BUILT_IN,
+    AsJson,
+    BatchSize,
+    Dtype,
+    Precision,
+    TrustRemoteCode,
+    TwoTowerModel,
+    load_embedder,
+)
 from hfvlm.images import open_image
 
 
@@ -26,7 +35,6 @@ def _print(results: list[tuple[float, str]], as_json: bool) -> None:
 
 def search(
     folder: Annotated[Path, typer.Option("--in", metavar="FOLDER", help="Where the images are.")],
-    model: TwoTowerModel,
     query: Annotated[str | None, typer.Argument(metavar="[QUERY]", help="What the images should show.")] = None,
     image: Annotated[str | None, typer.Option(help="An image (path or URL) to look for, instead of a text.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many images.")] = 12,
@@ -34,6 +42,7 @@ def search(
     index: Annotated[
         Path | None, typer.Option(help="Where the index is kept; FOLDER/.hfvlm/index.safetensors if left out.")
     ] = None,
+    model: TwoTowerModel = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Make the index anew.")] = False,
     batch_size: BatchSize = 32,
     dtype: Precision = Dtype.auto,
@@ -63,7 +72,7 @@ def search(
     report = Report("indexing")
     with report.bar:
         found = update_index(
-            folder, embedder, model, index, rebuild, on_error=report.error, on_progress=report.progress
+            folder, embedder, model or BUILT_IN, index, rebuild, on_error=report.error, on_progress=report.progress
         )
     if not len(found):
         report.error(f"{folder}: no image in this folder")
