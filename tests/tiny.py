@@ -26,13 +26,13 @@ def sub_configs(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:
     return {name: getattr(config, name) for name in config.sub_configs}
 
 
-def tiny_config(model_type: str, variant: str = "tiny", **overrides) -> PreTrainedConfig:
+def tiny_config(model_type: str, **overrides) -> PreTrainedConfig:
     """The architecture's `tiny` configuration without dropout, so that two runs are alike.
 
     Args:
         overrides: as `variant` of the config takes them; dropout that they name stays.
     """
-    config = load(find(model_type).config).variant(variant, **overrides)
+    config = load(find(model_type).config).variant("tiny", **overrides)
     parts = {"": config, **sub_configs(config)}
     for field, part in parts.items():
         named = overrides.get(field) if field else overrides
@@ -42,10 +42,10 @@ def tiny_config(model_type: str, variant: str = "tiny", **overrides) -> PreTrain
     return config
 
 
-def tiny_model(model_type: str, auto_class: str, seed: int = 0, variant: str = "tiny", **overrides) -> nn.Module:
+def tiny_model(model_type: str, auto_class: str, seed: int = 0, **overrides) -> nn.Module:
     """A random model of one head, in evaluation mode; see `randomise`."""
     torch.manual_seed(seed)
-    model = load(find(model_type).heads[auto_class])(tiny_config(model_type, variant, **overrides))
+    model = load(find(model_type).heads[auto_class])(tiny_config(model_type, **overrides))
     randomise(model)
     return model.eval()
 

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -14,27 +14,68 @@ from hfvlm.generation import ImageGenerationMixin
 from hfvlm.registry import find, load
 
 
+#: a tiny tower of each kind that an image tower may be, by its `model_type`
+TINY_TOWERS = {
+    "hfvlm_vit_tower": {
+        "hidden_size": 40,
+        "intermediate_size": 80,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 8,
+    },
+    "hfvlm_resnet_tower": {
+        "depths": (1, 1, 1, 1),
+        "width": 4,
+        "image_size": 64,
+        "num_attention_heads": 4,
+        "output_dim": 32,
+    },
+    "hfvlm_efficientnet_tower": {
+        "width_coefficient": 0.25,
+        "depth_coefficient": 0.3,
+        "image_size": 64,
+        "head_channels": 160,
+        "hidden_size": 40,
+    },
+}
+
+
 @dataclass(frozen=True)
 class Head:
-    """A model class, and an Auto class that it is registered with."""
+    """A model class, and an Auto class that it is registered with.
+
+    Args:
+        tower: its image tower, if not the one of the tiny variant.
+    """
 
     model_type: str
     auto_class: str
-    variant: str = "tiny"
+    tower: str | None = None
 
     def __str__(self) -> str:
-        return f"{find(self.model_type).name}-{self.cls.__name__}"
+        name = f"{find(self.model_type).name}-{self.cls.__name__}"
+        return name if self.tower is None else f"{name}-{self.tower}"
 
     @property
     def cls(self) -> type:
         return load(find(self.model_type).heads[self.auto_class])
 
+    @property
+    def _built_with(self) -> dict[str, Any]:
+        """What makes its config have the tower, and a projection of whatever width that tower has."""
+        if self.tower is None:
+            return {}
+        fields = load(find(self.model_type).config).__dataclass_fields__
+        tower = {"model_type": self.tower, **TINY_TOWERS[self.tower]}
+        return {"vision_config": tower, **({"project_images": True} if "project_images" in fields else {})}
+
     def config(self, **overrides) -> PreTrainedConfig:
-        return tiny_config(self.model_type, self.variant, **overrides)
+        return tiny_config(self.model_type, **self._built_with, **overrides)
 
     def model(self, seed: int = 0, **overrides) -> torch.nn.Module:
         """A random tiny model, in evaluation mode; equal for equal seeds."""
-        return tiny_model(self.model_type, self.auto_class, seed, self.variant, **overrides)
+        return tiny_model(self.model_type, self.auto_class, seed, **self._built_with, **overrides)
 
     def takes(self, *names: str) -> bool:
         """Whether `forward` has all of these arguments."""
@@ -82,6 +123,24 @@ SELF_TAUGHT = heads(lambda head: head.takes("return_loss"))
 #: those whose loss `Trainer` expects to be divided by the labels of all accumulated batches
 COUNTING = heads(lambda head: getattr(head.cls, "accepts_loss_kwargs", True), LEARNERS)
 RESIZING = heads(lambda head: head.takes("interpolate_pos_encoding"))
+
+
+def may_have(head: Head) -> bool:
+    """Whether the architecture may have the head's tower, which is not the one of its tiny variant."""
+    if tiny_config(head.model_type).vision_config.model_type == head.tower:
+        return False
+    try:
+        head.config()
+    except ValueError as error:
+        if "known towers" in str(error):
+            return False
+        raise
+    return True
+
+
+#: learners, each with the other towers that it may have
+OTHER_TOWERS = heads(may_have, [replace(head, tower=tower) for head in LEARNERS for tower in TINY_TOWERS])
+
 ARCHITECTURES = list({head.model_type: head for head in reversed(REGISTERED)}.values())[::-1]
 
 
@@ -91,6 +150,8 @@ def every(selected: list[Head]) -> pytest.MarkDecorator:
 
 
 every_head = every(CLASSES)
+#: also with every tower: for what a tower may break
+every_build = every([*CLASSES, *OTHER_TOWERS])
 
 
 def tiny_batch(

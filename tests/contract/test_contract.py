@@ -12,6 +12,7 @@ from contract.heads import (
     WITH_TEXT,
     assert_close,
     every,
+    every_build,
     every_head,
     of_real_tokens,
     pad,
@@ -106,7 +107,7 @@ def test_a_model_reads_what_its_processor_makes(head):
         assert value.isfinite().all()
 
 
-@every_head
+@every_build
 def test_eager_equals_sdpa(head):
     model = head.model()
     batch = pad(tiny_batch(model), 3, "right")
@@ -138,7 +139,7 @@ def test_padding_changes_no_real_token(head, attention, side):
     assert_close(outputs, expected)
 
 
-@every_head
+@every_build
 def test_a_batch_equals_its_rows_alone(head):
     model = head.model()
     batch = tiny_batch(model, images=3)
@@ -159,7 +160,7 @@ def test_several_texts_an_image_equal_the_image_repeated(head):
     torch.testing.assert_close(model(**batch)[0], model(**repeated)[0], rtol=1e-4, atol=1e-5)
 
 
-@every_head
+@every_build
 def test_outputs_depend_on_every_input(head):
     model = head.model()
     one, other = tiny_batch(model), tiny_batch(model, seed=1)
@@ -169,7 +170,7 @@ def test_outputs_depend_on_every_input(head):
         assert not all(torch.allclose(outputs[name], value, atol=1e-2) for name, value in plain.items()), changed
 
 
-@every_head
+@every_build
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
 def test_half_precision_is_finite_and_close(head, dtype, tolerance):
     model = head.model()

@@ -4,7 +4,18 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from contract.heads import FUSED, TWO_TOWERS, WITH_IMAGES, assert_close, every, every_head, rows, tensors, tiny_batch
+from contract.heads import (
+    FUSED,
+    TWO_TOWERS,
+    WITH_IMAGES,
+    assert_close,
+    every,
+    every_build,
+    every_head,
+    rows,
+    tensors,
+    tiny_batch,
+)
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import OutputRecorder
 
@@ -40,7 +51,7 @@ def tuples(outputs: ModelOutput) -> Iterator[tuple[torch.Tensor, ...]]:
             yield value
 
 
-@every_head
+@every_build
 def test_what_the_towers_record_comes_out_of_the_head_and_has_its_shape(head):
     model = head.model()
     model.set_attn_implementation("eager")

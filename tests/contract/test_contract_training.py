@@ -10,12 +10,14 @@ from contract.heads import (
     COUNTING,
     LABELLED,
     LEARNERS,
+    OTHER_TOWERS,
     SELF_TAUGHT,
     TEXT_LEARNERS,
     TWO_TOWERS,
     Head,
     assert_close,
     every,
+    every_build,
     every_head,
     pad,
     rows,
@@ -28,8 +30,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 pytestmark = pytest.mark.contract
+#: also with every tower that they may have
+BUILDS = [*LEARNERS, *OTHER_TOWERS]
 every_learner_and_stage = pytest.mark.parametrize(
-    ("head", "stage"), [(head, stage) for head in LEARNERS for stage in head.cls.trainable_stages], ids=str
+    ("head", "stage"), [(head, stage) for head in BUILDS for stage in head.cls.trainable_stages], ids=str
 )
 
 
@@ -57,7 +61,7 @@ def learners_batch(model: nn.Module, images: int = 4) -> dict[str, Any]:
 
 def learns_from_itself(head: Head) -> bool:
     """Whether the head is contrasted with a slower copy of itself, whose parameters no optimizer trains."""
-    return head in SELF_TAUGHT and not all(parameter.requires_grad for parameter in head.model().parameters())
+    return head.takes("return_loss") and not all(parameter.requires_grad for parameter in head.model().parameters())
 
 
 def count_layers(model: nn.Module) -> list[int]:
@@ -69,7 +73,7 @@ def count_layers(model: nn.Module) -> list[int]:
     return calls
 
 
-@every(LEARNERS)
+@every(BUILDS)
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_equals_plain(head, reentrant):
     plain, checkpointed = head.model().train(), head.model().train()
@@ -261,7 +265,7 @@ def test_stages_can_be_changed_and_an_unknown_one_names_the_others(head):
         model.freeze("bananas")
 
 
-@every(LEARNERS)
+@every(BUILDS)
 def test_the_stage_all_trains_as_a_model_that_was_never_frozen(head):
     fresh, frozen = head.model().train(), head.model().train()
     frozen.freeze("all")
@@ -272,13 +276,13 @@ def test_the_stage_all_trains_as_a_model_that_was_never_frozen(head):
     assert_close(state_of(frozen), state_of(fresh))
 
 
-@every_head
+@every_build
 def test_evaluation_leaves_the_state_alone(head):
     model = head.model()
     before = state_of(model)
-    batch = learners_batch(model) if head in LEARNERS else tiny_batch(model)
+    batch = learners_batch(model) if head in BUILDS else tiny_batch(model)
     first = model(**batch)
-    if head in LEARNERS:
+    if head in BUILDS:
         first.loss.backward()
     second = model(**batch)
     assert torch.equal(first[0], second[0])
@@ -286,7 +290,7 @@ def test_evaluation_leaves_the_state_alone(head):
     assert [name for name, value in before.items() if not torch.equal(value, after[name])] == []
 
 
-@every(LEARNERS)
+@every(BUILDS)
 def test_a_forward_pass_in_training_moves_no_trained_parameter(head):
     """Queues, momentum copies and statistics may move; what the optimizer trains is the optimizer's."""
     model = head.model().train()
@@ -296,7 +300,7 @@ def test_a_forward_pass_in_training_moves_no_trained_parameter(head):
     assert [name for name in trainable(model) if not torch.equal(before[name], after[name])] == []
 
 
-@every(LEARNERS)
+@every(BUILDS)
 def test_a_saved_model_goes_on_training_where_it_stopped(head, tmp_path):
     """Whatever training has moved is in the folder: the next batch gives the same loss and moves the same state."""
     model = head.model().train()
