@@ -12,6 +12,7 @@ this process instead of the wall's, for a machine that does other work; it needs
 """
 
 import argparse
+import ctypes
 import importlib
 import importlib.machinery
 import os
@@ -37,6 +38,7 @@ from hfvlm.conversion.towers import resnet_rules
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 OPEN_CLIP_NAMES = {"vit_b_32": "ViT-B-32-quickgelu", "vit_l_14": "ViT-L-14-quickgelu", "rn50": "RN50-quickgelu"}
+SIDES = ("hfvlm", "transformers", "open_clip")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -138,13 +140,12 @@ TO_TRANSFORMERS = (
 )
 
 
-def copy_weights(ours: nn.Module, theirs: nn.Module, rules: tuple[Rule, ...]) -> nn.Module:
-    """`theirs` with the weights of `ours`; tables and projections differ in shape by dimensions of one and a turn."""
+def copy_weights(ours: nn.Module, theirs: nn.Module, rules: tuple[Rule, ...]) -> None:
+    """Gives `theirs` the weights of `ours`; tables and projections differ in shape by dimensions of one and a turn."""
     state = theirs.state_dict()
     for name, tensor in apply(rules, ours.state_dict()).tensors.items():
         turned = name in ("visual.proj", "text_projection")
         state[name].copy_(tensor.t() if turned else tensor.reshape(state[name].shape))
-    return theirs.eval()
 
 
 def stock_config(config: hfvlm.ClipConfig) -> transformers.CLIPConfig:
@@ -161,25 +162,31 @@ def stock_config(config: hfvlm.ClipConfig) -> transformers.CLIPConfig:
     )
 
 
-@torch.no_grad()
-def build(name: str, only: str | None = None) -> dict[str, nn.Module]:
-    """The models by the name of their library, all with the same random weights; `only` one of them if asked for."""
-    torch.manual_seed(0)
+def build_one(name: str, side: str) -> nn.Module | None:
+    """A model of one library with weights of its own; None where the library has none or is not installed."""
     config = hfvlm.ClipConfig.variant(name)
-    models = {"hfvlm": hfvlm.ClipModel(config).eval()}
+    if side == "hfvlm":
+        return hfvlm.ClipModel(config).eval()
+    if side == "transformers":
+        return transformers.CLIPModel(stock_config(config)).eval() if name.startswith("vit") else None
+    open_clip = import_open_clip()
+    return open_clip and open_clip.create_model(OPEN_CLIP_NAMES[name], load_weights=False).eval()
+
+
+@torch.no_grad()
+def build(name: str) -> dict[str, nn.Module]:
+    """The models by the name of their library, all with the same random weights."""
+    torch.manual_seed(0)
+    models = {side: model for side in SIDES if (model := build_one(name, side)) is not None}
     for key, tensor in models["hfvlm"].named_parameters():
         if tensor.ndim == 1 and "norm" not in key:
             tensor.normal_(0, 0.02)  # biases start as zeros
         elif key.endswith("conv3.norm.weight"):
             tensor.fill_(0.5)  # a ResNet's blocks start as their shortcuts
-    if name.startswith("vit") and only in (None, "transformers"):
-        stock = transformers.CLIPModel(stock_config(config))
-        models["transformers"] = copy_weights(models["hfvlm"], stock, TO_TRANSFORMERS)
-    open_clip = import_open_clip() if only in (None, "open_clip") else None
-    if open_clip is not None:
-        model = open_clip.create_model(OPEN_CLIP_NAMES[name], load_weights=False)
-        models["open_clip"] = copy_weights(models["hfvlm"], model, TO_OPEN_CLIP)
-    return models if only is None else {side: model for side, model in models.items() if side == only}
+    for side, rules in (("transformers", TO_TRANSFORMERS), ("open_clip", TO_OPEN_CLIP)):
+        if side in models:
+            copy_weights(models["hfvlm"], models[side], rules)
+    return models
 
 
 def inputs(config: hfvlm.ClipConfig, batch: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -269,10 +276,10 @@ def kib(field: str) -> int:
 
 def report_peak(args) -> None:
     """Prints the MiB that one side adds, alone in its process."""
-    (model,) = build(args.models[0], args.peak_of).values()
     dtype, batch = DTYPES[args.dtype[0]], args.batch[0]
-    model.to(dtype)
+    model = build_one(args.models[0], args.peak_of).to(dtype)
     pixels, ids = inputs(hfvlm.ClipConfig.variant(args.models[0]), batch, dtype)
+    ctypes.CDLL(None).malloc_trim(0)  # what building leaves free would serve the run unseen
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building the model
     before = kib("VmRSS")
     if args.peak_tower == "training":
@@ -353,7 +360,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--quick", action="store_true", help="one model, fp32, small batches, no memory runs")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave the memory runs out")
-    parser.add_argument("--peak-of", choices=["hfvlm", "transformers", "open_clip"], help=argparse.SUPPRESS)
+    parser.add_argument("--peak-of", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--peak-tower", choices=["image", "text", "training"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.clock == "cpu" and args.threads != 1:
