@@ -32,8 +32,9 @@ from torch import nn
 from transformers.utils import is_torchvision_available
 
 import hfvlm
-from hfvlm.conversion.rules import Rename, Rule, Split, apply, invert
-from hfvlm.conversion.towers import resnet_rules
+from hfvlm.conversion.clip_rules import in_tree_config
+from hfvlm.conversion.convert_clip import convert, to_transformers
+from hfvlm.nn.linear import onednn_is_there
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -80,113 +81,42 @@ def import_open_clip():
             del sys.modules[name]
 
 
-def layer_rules(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """hfvlm's transformer blocks under `ours` -> open_clip's under `theirs`."""
-    pairs = (
-        ("norm1.{p}", "ln_1.{p}"),
-        ("attn.qkv.weight", "attn.in_proj_weight"),
-        ("attn.qkv.bias", "attn.in_proj_bias"),
-        ("attn.proj.{p}", "attn.out_proj.{p}"),
-        ("norm2.{p}", "ln_2.{p}"),
-        ("mlp.fc1.{p}", "mlp.c_fc.{p}"),
-        ("mlp.fc2.{p}", "mlp.c_proj.{p}"),
-    )
-    return tuple(Rename(f"{ours}blocks.{{i}}.{a}", f"{theirs}transformer.resblocks.{{i}}.{b}") for a, b in pairs)
-
-
-TO_OPEN_CLIP = (
-    Rename("logit_scale", "logit_scale"),
-    Rename("vision_model.cls_token", "visual.class_embedding"),
-    Rename("vision_model.position_embedding", "visual.positional_embedding"),
-    Rename("vision_model.patch_embed.proj.weight", "visual.conv1.weight"),
-    Rename("vision_model.pre_norm.{p}", "visual.ln_pre.{p}"),
-    Rename("vision_model.norm.{p}", "visual.ln_post.{p}"),
-    Rename("visual_projection.weight", "visual.proj"),
-    *layer_rules("visual.", "vision_model."),
-    Rename("text_model.position_embedding", "positional_embedding"),
-    Rename("text_model.token_embedding.weight", "token_embedding.weight"),
-    Rename("text_model.norm.{p}", "ln_final.{p}"),
-    Rename("text_projection.weight", "text_projection"),
-    *layer_rules("", "text_model."),
-    *invert(resnet_rules("visual.", "vision_model.")),
-)
-
-
-def stock_layer_rules(tower: str) -> tuple[Rule, ...]:
-    """hfvlm's transformer blocks -> transformers' CLIP's."""
-    ours, theirs = f"{tower}blocks.{{i}}.", f"{tower}encoder.layers.{{i}}."
-    return (
-        Split(f"{ours}attn.qkv.{{p}}", tuple(f"{theirs}self_attn.{name}_proj.{{p}}" for name in "qkv")),
-        Rename(f"{ours}attn.proj.{{p}}", f"{theirs}self_attn.out_proj.{{p}}"),
-        Rename(f"{ours}norm1.{{p}}", f"{theirs}layer_norm1.{{p}}"),
-        Rename(f"{ours}norm2.{{p}}", f"{theirs}layer_norm2.{{p}}"),
-        Rename(f"{ours}mlp.{{*rest}}", f"{theirs}mlp.{{*rest}}"),
-    )
-
-
-TO_TRANSFORMERS = (
-    Rename("logit_scale", "logit_scale"),
-    Rename("vision_model.cls_token", "vision_model.embeddings.class_embedding"),
-    Rename("vision_model.position_embedding", "vision_model.embeddings.position_embedding.weight"),
-    Rename("vision_model.patch_embed.proj.weight", "vision_model.embeddings.patch_embedding.weight"),
-    Rename("vision_model.pre_norm.{p}", "vision_model.pre_layrnorm.{p}"),
-    Rename("vision_model.norm.{p}", "vision_model.post_layernorm.{p}"),
-    *stock_layer_rules("vision_model."),
-    Rename("text_model.position_embedding", "text_model.embeddings.position_embedding.weight"),
-    Rename("text_model.token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
-    Rename("text_model.norm.{p}", "text_model.final_layer_norm.{p}"),
-    *stock_layer_rules("text_model."),
-    Rename("{side}_projection.weight", "{side}_projection.weight"),
-)
-
-
-def copy_weights(ours: nn.Module, theirs: nn.Module, rules: tuple[Rule, ...]) -> None:
-    """Gives `theirs` the weights of `ours`; tables and projections differ in shape by dimensions of one and a turn."""
-    state = theirs.state_dict()
-    for name, tensor in apply(rules, ours.state_dict()).tensors.items():
-        turned = name in ("visual.proj", "text_projection")
-        state[name].copy_(tensor.t() if turned else tensor.reshape(state[name].shape))
-
-
-def stock_config(config: hfvlm.ClipConfig) -> transformers.CLIPConfig:
-    def fields(tower, *names: str) -> dict:
-        common = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act")
-        return {name: getattr(tower, name) for name in (*common, "layer_norm_eps", *names)}
-
-    return transformers.CLIPConfig(
-        vision_config=fields(config.vision_config, "image_size", "patch_size"),
-        text_config=fields(
-            config.text_config, "vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id"
-        ),
-        projection_dim=config.projection_dim,
-    )
-
-
-def build_one(name: str, side: str) -> nn.Module | None:
-    """A model of one library with weights of its own; None where the library has none or is not installed."""
-    config = hfvlm.ClipConfig.variant(name)
-    if side == "hfvlm":
-        return hfvlm.ClipModel(config).eval()
-    if side == "transformers":
-        return transformers.CLIPModel(stock_config(config)).eval() if name.startswith("vit") else None
+@torch.no_grad()
+def create_open_clip(name: str) -> nn.Module | None:
+    """open_clip's model with random weights, all of which matter; None where it is not installed."""
     open_clip = import_open_clip()
-    return open_clip and open_clip.create_model(OPEN_CLIP_NAMES[name], load_weights=False).eval()
+    if open_clip is None:
+        return None
+    model = open_clip.create_model(OPEN_CLIP_NAMES[name], load_weights=False)
+    for key, tensor in model.named_parameters():
+        if tensor.ndim == 1:
+            tensor.add_(torch.randn_like(tensor) * 0.02)  # biases start as zeros
+        if key.endswith("bn3.weight"):
+            tensor.fill_(0.5)  # and a ResNet's blocks as their shortcuts
+    return model.eval()
 
 
 @torch.no_grad()
 def build(name: str) -> dict[str, nn.Module]:
     """The models by the name of their library, all with the same random weights."""
     torch.manual_seed(0)
-    models = {side: model for side in SIDES if (model := build_one(name, side)) is not None}
-    for key, tensor in models["hfvlm"].named_parameters():
-        if tensor.ndim == 1 and "norm" not in key:
-            tensor.normal_(0, 0.02)  # biases start as zeros
-        elif key.endswith("conv3.norm.weight"):
-            tensor.fill_(0.5)  # a ResNet's blocks start as their shortcuts
-    for side, rules in (("transformers", TO_TRANSFORMERS), ("open_clip", TO_OPEN_CLIP)):
-        if side in models:
-            copy_weights(models["hfvlm"], models[side], rules)
-    return models
+    theirs = create_open_clip(name)
+    if theirs is None:
+        ours = build_alone(name, "hfvlm")
+    else:
+        ours = convert(theirs.state_dict(), variant=name)
+    models = {"hfvlm": ours}
+    if name.startswith("vit"):
+        models["transformers"] = to_transformers(ours)
+    return models if theirs is None else {**models, "open_clip": theirs}
+
+
+def build_alone(name: str, side: str) -> nn.Module:
+    """The model of one library, in a process that never holds another's weights."""
+    config = hfvlm.ClipConfig.variant(name)
+    if side == "open_clip":
+        return create_open_clip(name)
+    return (hfvlm.ClipModel(config) if side == "hfvlm" else transformers.CLIPModel(in_tree_config(config))).eval()
 
 
 def inputs(config: hfvlm.ClipConfig, batch: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -227,8 +157,8 @@ def transformer_products(width: int, mlp: int, layers: int, heads: int, batch: i
     ]
 
 
-def bare_products(config, tower: str, batch: int, dtype: torch.dtype) -> Callable[[], None]:
-    """A call that does a transformer tower's matrix products and nothing else."""
+def bare_products(config, tower: str, batch: int, dtype: torch.dtype, clock: Callable) -> Callable[[], None]:
+    """A call that does a transformer tower's matrix products and nothing else, each by the faster of two kernels."""
     part = config.vision_config if tower == "image" else config.text_config
     shape = (part.hidden_size, part.intermediate_size, part.num_hidden_layers, part.num_attention_heads, batch)
     if tower == "image":
@@ -241,13 +171,18 @@ def bare_products(config, tower: str, batch: int, dtype: torch.dtype) -> Callabl
     for repeats, matrices, rows, inner, columns in products:
         lead = (matrices,) if matrices > 1 else ()
         left = torch.randn(*lead, rows, inner, dtype=dtype)
-        right = torch.randn(*lead, columns, inner, dtype=dtype).transpose(-1, -2)
-        ready.append((repeats, left, right, torch.empty(*lead, rows, columns, dtype=dtype)))
+        right = torch.randn(*lead, columns, inner, dtype=dtype)
+        place = torch.empty(*lead, rows, columns, dtype=dtype)
+        kernels = {"matmul": partial(torch.matmul, left, right.transpose(-1, -2), out=place)}
+        if not lead and onednn_is_there():
+            kernels["onednn"] = partial(torch.ops.mkldnn._linear_pointwise, left, right, None, "none", [], "")
+        seconds = alternate(kernels, 3, clock)
+        ready.append((repeats, kernels[min(seconds, key=seconds.get)]))
 
     def loop() -> None:
-        for repeats, left, right, place in ready:
+        for repeats, product in ready:
             for _ in range(repeats):
-                torch.matmul(left, right, out=place)
+                product()
 
     return loop
 
@@ -277,7 +212,7 @@ def kib(field: str) -> int:
 def report_peak(args) -> None:
     """Prints the MiB that one side adds, alone in its process."""
     dtype, batch = DTYPES[args.dtype[0]], args.batch[0]
-    model = build_one(args.models[0], args.peak_of).to(dtype)
+    model = build_alone(args.models[0], args.peak_of).to(dtype)
     pixels, ids = inputs(hfvlm.ClipConfig.variant(args.models[0]), batch, dtype)
     ctypes.CDLL(None).malloc_trim(0)  # what building leaves free would serve the run unseen
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building the model
@@ -331,7 +266,7 @@ def measure(name: str, models: dict[str, nn.Module], batch: int, dtype: str, arg
             calls["bare"] = (
                 bare_convolutions(ours, x)
                 if convolutional
-                else bare_products(ours.config, tower, batch, DTYPES[dtype])
+                else bare_products(ours.config, tower, batch, DTYPES[dtype], clock)
             )
             seconds = alternate(calls, args.repeats, clock)
             bare = seconds.pop("bare")
