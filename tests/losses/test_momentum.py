@@ -124,3 +124,23 @@ def test_bad_input_is_named():
     for teacher in (nn.Linear(2, 2, bias=False), nn.Linear(2, 3)):
         with pytest.raises(ValueError, match="they differ in "):
             MomentumUpdater()([(student, teacher)], 0.9)
+
+
+@pytest.mark.parametrize(
+    "dtype, slow, fast", [(torch.bfloat16, 0.99, 0.9), (torch.float16, 0.999, 0.99)], ids=["bfloat16", "float16"]
+)
+def test_a_teacher_that_rounding_would_hold_still_is_refused(dtype, slow, fast):
+    student = nn.Linear(2, 2).to(dtype)
+    teacher, update = momentum_copy(student), MomentumUpdater()
+    with torch.no_grad():
+        student.weight.mul_(1.2)
+    before = weights(teacher)[0]
+    with pytest.raises(ValueError, match=f"teachers are in {dtype}.*momentum of {slow}.*torch.float32.*bf16=True"):
+        update([(student, teacher)], slow)
+    assert torch.equal(teacher.weight, before)
+    assert update([(student, teacher)], 1.0) and torch.equal(teacher.weight, before)
+    with torch.no_grad():
+        student.weight.mul_(1.2)
+    assert update([(student, teacher)], fast) and not torch.equal(teacher.weight, before)
+    single = nn.Linear(2, 2)
+    assert MomentumUpdater()([(single, momentum_copy(single))], 1.0 - 1e-9)  # the end of a rising momentum

@@ -22,7 +22,8 @@ def classification_loss(
             over this batch's divided by it, else their mean.
 
     Raises:
-        ValueError: labels that do not fit the logits, or class numbers that do not exist.
+        ValueError: labels that do not fit the logits, class numbers that do not exist, or floats for several classes
+            that are not between 0 and 1.
     """
     classes = logits.shape[1]
     kind = config.problem_type
@@ -36,13 +37,20 @@ def classification_loss(
         labels = labels.reshape(-1, 1)
     if tuple(labels.shape) != expected:
         raise ValueError(f"labels must have shape {list(expected)} for {kind}, got {list(labels.shape)}")
+    count, checks = labels.numel(), labels.device.type == "cpu" and not torch.compiler.is_compiling()
     if kind == "regression":
         total = nn.functional.mse_loss(logits.float(), labels.float(), reduction="sum")
     elif kind == "multi_label_classification":
+        if checks and not ((labels >= 0) & (labels <= 1)).all():
+            raise ValueError(
+                f"labels for {kind} must be between 0 and 1, got {labels.min().item()} to {labels.max().item()}"
+            )
         total = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="sum")
     else:
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            wrong = labels[(labels != -100) & ((labels < 0) | (labels >= classes))]
+        learned = labels != -100
+        count = learned.sum().clamp(min=1)
+        if checks:
+            wrong = labels[learned & ((labels < 0) | (labels >= classes))]
             if len(wrong):
                 raise ValueError(
                     f"labels hold {wrong[0].item()}, this model has classes 0 to {classes - 1} (num_labels)"
@@ -50,4 +58,4 @@ def classification_loss(
         total = nn.functional.cross_entropy(
             logits.float(), labels.long(), label_smoothing=label_smoothing, reduction="sum"
         )
-    return total / ((labels != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+    return total / (count if num_items_in_batch is None else num_items_in_batch)

@@ -44,7 +44,8 @@ class MomentumUpdater:
             Whether the teachers moved.
 
         Raises:
-            ValueError: a momentum out of range, or modules with different parameters.
+            ValueError: a momentum out of range, modules with different parameters, or teachers in half precision
+                whose steps would be rounded away.
         """
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"momentum must be between 0 and 1, got {momentum}")
@@ -56,6 +57,13 @@ class MomentumUpdater:
                 raise ValueError(f"student and teacher must have the same parameters, they differ in {differ[0]}")
             students += ours.values()
             teachers += (theirs[name] for name in ours)
+        for dtype in {weights.dtype for weights in teachers if weights.dtype.itemsize < 4}:
+            # a weight moves only if the student's differs by more than eps / (2 * step) of it: 1/16 at 8 * eps
+            if 0.0 < 1.0 - momentum < 8 * torch.finfo(dtype).eps:
+                raise ValueError(
+                    f"the teachers are in {dtype}, whose rounding swallows their steps at a momentum of {momentum}: "
+                    "keep the model in torch.float32 and train it under autocast (Trainer: bf16=True or fp16=True)"
+                )
         now = torch.stack([weights.sum(dtype=torch.float32) for weights in students])
         if self._seen is not None and torch.equal(self._seen.to(now.device), now):
             return False
