@@ -5,13 +5,13 @@ from pathlib import Path
 import transformers
 from transformers import BertTokenizer, BlipImageProcessorPil
 
+from hfvlm.conversion import images
 from hfvlm.models.blip.configuration_blip import BlipConfig
 from hfvlm.models.blip.processing_blip import BlipProcessor
 
 
 PROMPT = "a picture of "  # what the published captioner starts every caption with
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
-IMAGE_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 def read_vocab(path: Path) -> dict[str, int]:
@@ -76,7 +76,5 @@ def in_tree_processor(processor: BlipProcessor) -> transformers.BlipProcessor:
 
 
 def _images(config: BlipConfig, folder: Path | None = None) -> BlipImageProcessorPil:
-    size = {"height": config.vision_config.image_size, "width": config.vision_config.image_size}
-    if folder is not None and any((folder / name).is_file() for name in IMAGE_FILES):
-        return BlipImageProcessorPil.from_pretrained(folder, size=size)
-    return BlipImageProcessorPil(size=size)
+    stored = images.stored(BlipImageProcessorPil, folder) or BlipImageProcessorPil()
+    return images.fitted(stored, config.vision_config.image_size)

@@ -8,6 +8,7 @@ from typing import Any
 import transformers
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPTokenizer, PreTrainedTokenizerBase
 
+from hfvlm.conversion.images import fitted, stored
 from hfvlm.encoders.configuration import ClipTextTowerConfig
 from hfvlm.models.clip.configuration_clip import ClipConfig
 from hfvlm.models.clip.processing_clip import ClipProcessor
@@ -15,7 +16,6 @@ from hfvlm.models.clip.processing_clip import ClipProcessor
 
 MERGES_FILE = "bpe_simple_vocab_16e6.txt.gz"  # as the original calls it
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
-IMAGE_FILES = ("processor_config.json", "preprocessor_config.json")
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -83,12 +83,9 @@ def image_processor_for(
     config: ClipConfig, beside: Path | None = None, images: Mapping[str, Any] | None = None
 ) -> CLIPImageProcessorPil:
     """CLIP's transform, or the one in a folder, for the size that the model takes."""
-    side = config.vision_config.image_size
-    square, stored = {"height": side, "width": side}, CLIPImageProcessorPil()
-    if beside is not None and any((beside / name).is_file() for name in IMAGE_FILES):
-        stored = CLIPImageProcessorPil.from_pretrained(beside)
-    size = {"shortest_edge": side} if stored.size.shortest_edge else square
-    return CLIPImageProcessorPil.from_dict({**stored.to_dict(), "size": size, "crop_size": square, **(images or {})})
+    own = stored(CLIPImageProcessorPil, beside) or CLIPImageProcessorPil()
+    settings = fitted(own, config.vision_config.image_size).to_dict()
+    return CLIPImageProcessorPil.from_dict({**settings, **(images or {})})
 
 
 def in_tree_processor(processor: ClipProcessor) -> transformers.CLIPProcessor:

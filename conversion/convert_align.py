@@ -16,8 +16,8 @@ import transformers
 from torch import nn
 from transformers import BertTokenizer, EfficientNetImageProcessorPil
 
-from hfvlm.conversion import align_rules, command, folder
-from hfvlm.conversion.blip_processor import IMAGE_FILES, TOKENIZER_FILES
+from hfvlm.conversion import align_rules, command, folder, images
+from hfvlm.conversion.blip_processor import TOKENIZER_FILES
 from hfvlm.conversion.checkpoint import Checkpoint
 from hfvlm.conversion.command import ConfigLike, Conversion, Source
 from hfvlm.conversion.rules import invert
@@ -102,45 +102,27 @@ def _build(source: Checkpoint, variant, config, image_size) -> Conversion:
             f"(found model_type {kind!r})"
         )
     fields = align_rules.in_tree_fields(source.config, source.tensors)
-    if _has(source.folder, IMAGE_FILES):  # configurations often name another size than the one that is used
-        fields["vision_config"]["image_size"] = _side(EfficientNetImageProcessorPil.from_pretrained(source.folder))
+    stored = images.stored(EfficientNetImageProcessorPil, source.folder)
+    if stored is not None:  # configurations often name another size than the one that is used
+        fields["vision_config"]["image_size"] = images.side_of(stored)
     merged = command.merged_config(AlignConfig, VARIANTS, fields, variant, config, image_size, towers=TOWERS)
     model = AlignModel(merged)
     dropped = folder.fill(model, align_rules.in_tree_rules(merged.text_pooler), source.tensors)
     return Conversion(model, _processor(source.folder, merged), dropped)
 
 
-def _has(beside: Path | None, names: tuple[str, ...]) -> bool:
-    return beside is not None and any((beside / name).is_file() for name in names)
-
-
-def _side(images: EfficientNetImageProcessorPil) -> int:
-    """Pixels a side of what an image processor gives.
-
-    Raises:
-        ValueError: it gives none that are square.
-    """
-    size = images.crop_size if images.do_center_crop else images.size
-    if not size.height or size.height != size.width:
-        raise ValueError(f"the image processor gives {size.height}x{size.width}: only squares can be converted")
-    return size.height
+def _has_tokenizer(beside: Path | None) -> bool:
+    return beside is not None and any((beside / name).is_file() for name in TOKENIZER_FILES)
 
 
 def _processor(beside: Path | None, config: AlignConfig) -> AlignProcessor | None:
     """A folder's processor, its images of the model's size; None if it has no tokenizer."""
-    if not _has(beside, TOKENIZER_FILES):
+    if not _has_tokenizer(beside):
         return None
     tokenizer, side = BertTokenizer.from_pretrained(beside), config.vision_config.image_size
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.text_config.max_position_embeddings)
-    images = EfficientNetImageProcessorPil.from_pretrained(beside) if _has(beside, IMAGE_FILES) else None
-    if images is None:
-        images = image_processor_for(side)
-    elif _side(images) != side:
-        resized = round(images.size.height * side / _side(images))
-        images = EfficientNetImageProcessorPil.from_pretrained(
-            beside, size={"height": resized, "width": resized}, crop_size={"height": side, "width": side}
-        )
-    return AlignProcessor(images, tokenizer)
+    stored = images.stored(EfficientNetImageProcessorPil, beside)
+    return AlignProcessor(images.fitted(stored or image_processor_for(side), side), tokenizer)
 
 
 @torch.no_grad()
@@ -155,7 +137,7 @@ def _opened(path: Path) -> Conversion | None:
     if command.model_type_of(path) != AlignConfig.model_type:
         return None
     model = AlignModel.from_pretrained(path).eval()
-    processor = AlignProcessor.from_pretrained(path) if _has(path, TOKENIZER_FILES) else None
+    processor = AlignProcessor.from_pretrained(path) if _has_tokenizer(path) else None
     return Conversion(model, processor, {})
 
 

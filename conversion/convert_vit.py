@@ -20,7 +20,7 @@ import torch
 import transformers
 from transformers import ViTImageProcessorPil
 
-from hfvlm.conversion import command, folder, vit_rules
+from hfvlm.conversion import command, folder, images, vit_rules
 from hfvlm.conversion.checkpoint import Checkpoint
 from hfvlm.conversion.command import ConfigLike, Conversion, Source
 from hfvlm.conversion.rules import Drop, invert
@@ -32,9 +32,6 @@ from hfvlm.models.vit.modeling_vit import (
     VitPreTrainedModel,
 )
 from hfvlm.models.vit.processing_vit import VitProcessor
-
-
-IMAGE_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 def convert(
@@ -124,7 +121,7 @@ def _release(source: Checkpoint, flax: bool, *wishes: Any) -> Conversion:
     rules = vit_rules.flax_rules(config, tensors) if flax else vit_rules.timm_rules(config)
     model = (VitForImageClassification if "head.weight" in tensors else VitModel)(config)
     dropped = folder.fill(model, rules, tensors)
-    return Conversion(model, _processor(config, None), dropped)
+    return Conversion(model, _processor(config, ViTImageProcessorPil()), dropped)
 
 
 def _in_tree(source: Checkpoint, *wishes: Any) -> Conversion:
@@ -134,8 +131,8 @@ def _in_tree(source: Checkpoint, *wishes: Any) -> Conversion:
     masked = any(key.startswith("decoder.") for key in tensors)
     classifier = "classifier.weight" in tensors
     fields = vit_rules.in_tree_fields(source.config, pooler="pooler.dense.weight" in tensors)
-    images = _images(source.folder)
-    fields.update(image_mean=list(images.image_mean), image_std=list(images.image_std))
+    seen = images.stored(ViTImageProcessorPil, source.folder) or ViTImageProcessorPil()
+    fields.update(image_mean=list(seen.image_mean), image_std=list(seen.image_std))
     config = _config(fields, *wishes)
     if masked:
         head, ends = VitForMaskedImageModeling, vit_rules.IN_TREE_DECODER
@@ -145,7 +142,7 @@ def _in_tree(source: Checkpoint, *wishes: Any) -> Conversion:
         head, ends = VitModel, vit_rules.IN_TREE_POOLER
     model = head(config)
     dropped = folder.fill(model, (*vit_rules.in_tree_rules(config, prefix, saved, masked), *ends), tensors)
-    return Conversion(model, _processor(config, source.folder), dropped)
+    return Conversion(model, _processor(config, seen), dropped)
 
 
 def _own(source: Checkpoint, *wishes: Any) -> Conversion:
@@ -160,7 +157,8 @@ def _own(source: Checkpoint, *wishes: Any) -> Conversion:
         head = VitForImageClassification if "classifier.weight" in source.tensors else VitModel
     model = head(config)
     dropped = folder.fill(model, vit_rules.own_rules(config), source.tensors)
-    return Conversion(model, _processor(config, source.folder), dropped)
+    seen = images.stored(ViTImageProcessorPil, source.folder) or ViTImageProcessorPil()
+    return Conversion(model, _processor(config, seen), dropped)
 
 
 def _with_biases(tensors: Mapping[str, torch.Tensor], layers: tuple[str, ...]) -> dict[str, torch.Tensor]:
@@ -172,21 +170,15 @@ def _with_biases(tensors: Mapping[str, torch.Tensor], layers: tuple[str, ...]) -
     return {**tensors, **{key.replace("weight", "bias"): value[:, 0] * 0 for key, value in weights.items()}}
 
 
-def _images(beside: Path | None, **settings: Any) -> ViTImageProcessorPil:
-    """The image processor in a folder, or else the published models', with some settings changed."""
-    if beside is not None and any((beside / name).is_file() for name in IMAGE_FILES):
-        return ViTImageProcessorPil.from_pretrained(beside, **settings)
-    return ViTImageProcessorPil(**settings)
-
-
-def _processor(config: VitConfig, beside: Path | None) -> VitProcessor:
+def _processor(config: VitConfig, seen: ViTImageProcessorPil) -> VitProcessor:
+    """The source's image processor, for the model's size and with its mean and deviation."""
     tower = config.vision_config
-    size = {"height": tower.image_size, "width": tower.image_size}
     mean, std = (
         [value] * tower.num_channels if isinstance(value, float) else list(value)
         for value in (config.image_mean, config.image_std)
     )
-    return VitProcessor(_images(beside, size=size, image_mean=mean, image_std=std))
+    settings = images.fitted(seen, tower.image_size).to_dict()
+    return VitProcessor(ViTImageProcessorPil.from_dict({**settings, "image_mean": mean, "image_std": std}))
 
 
 def _to_transformers(model: VitPreTrainedModel) -> tuple[transformers.PreTrainedModel, dict[str, str]]:

@@ -212,7 +212,7 @@ def test_folders_convert_both_ways_on_the_command_line(theirs, ours, tmp_path):
     source = tmp_path / "in-tree"
     theirs.save_pretrained(source, max_shard_size="100KB")
     assert (source / "model.safetensors.index.json").exists()
-    size = {"shortest_edge": 32}
+    size = {"shortest_edge": 36}
     images = CLIPImageProcessorPil(size=size, crop_size={"height": 32, "width": 32}, image_mean=[0.5, 0.4, 0.3])
     transformers.CLIPProcessor(images, tiny_clip_tokenizer(WORDS)).save_pretrained(source)
     assert main(["--checkpoint", str(source), "--output", str(tmp_path / "ours"), "--verify"]) == 0
@@ -220,6 +220,7 @@ def test_folders_convert_both_ways_on_the_command_line(theirs, ours, tmp_path):
     assert type(model) is ClipModel and equal_weights(model, ours)
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "ours")
     assert list(processor.image_processor.image_mean) == [0.5, 0.4, 0.3]
+    assert (processor.image_processor.size.shortest_edge, processor.image_processor.crop_size.height) == (36, 32)
     assert processor.tokenizer.model_max_length == LENGTH
 
     arguments = ["--checkpoint", str(tmp_path / "ours"), "--output", str(tmp_path / "back"), "--to", "transformers"]

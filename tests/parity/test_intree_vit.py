@@ -1,5 +1,6 @@
 """transformers' own ViT with the same weights: the same numbers, and back again bit for bit."""
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -172,3 +173,21 @@ def test_what_cannot_be_read():
         convert(in_tree("features", image_size=[32, 48]))
     with pytest.raises(ValueError, match="pooler_act is 'relu': only tanh"):
         convert(in_tree("features", pooler_act="relu"))
+
+
+@pytest.mark.parametrize(
+    "size", [{"height": 40, "width": 40}, {"shortest_edge": 40}], ids=["squashed", "shortest edge"]
+)
+def test_images_that_are_resized_and_then_cropped_stay_so(size, tmp_path):
+    """As DeiT's, which come as a ViT: the pixels are the folder's own."""
+    in_tree("classes").save_pretrained(tmp_path / "in-tree")
+    theirs = ViTImageProcessorPil(size=size, do_center_crop=True, crop_size={"height": 32, "width": 32}, resample=3)
+    theirs.save_pretrained(tmp_path / "in-tree")
+    convert(tmp_path / "in-tree", output=tmp_path / "ours")
+    photo = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    ours = hfvlm.VitProcessor.from_pretrained(tmp_path / "ours")
+    assert torch.equal(ours(photo)["pixel_values"], theirs(photo, return_tensors="pt")["pixel_values"])
+    convert(tmp_path / "ours", image_size=48, output=tmp_path / "larger")
+    larger = hfvlm.VitProcessor.from_pretrained(tmp_path / "larger").image_processor
+    assert dict(larger.crop_size) == {"height": 48, "width": 48}
+    assert dict(larger.size) == dict.fromkeys(size, 60)
