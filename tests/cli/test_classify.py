@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tiny import tiny_model, tiny_processor
 from two_towers import save_stock_clip, stock_clip, stock_processor
 
 from hfvlm.evaluation.zero_shot import TEMPLATES, ZeroShotClassifier
@@ -94,6 +95,15 @@ def test_a_model_without_two_towers(run, model, photos):
     result = run("classify", photos, "--labels", "dog", "--model", model)
     assert (result.code, result.out) == (1, "")
     assert "BlipModel does not embed images and texts in one space" in result.err
+
+
+def test_a_model_with_half_of_its_weights_does_not_guess(run, photos, tmp_path):
+    tiny_model("hfvlm_clip", "AutoModelForImageClassification").save_pretrained(tmp_path / "half")
+    tiny_processor("hfvlm_clip").save_pretrained(tmp_path / "half")
+    result = run("classify", photos, "--labels", "dog,cat", "--model", tmp_path / "half")
+    assert (result.code, result.out) == (1, "")
+    assert "half lacks 31 weights of ClipModel (in logit_scale, text_model, text_projection, visual_projection)" in result.err
+    assert "ClipForImageClassification" in result.err
 
 
 def test_nothing_found(run, clip, tmp_path):

@@ -114,6 +114,15 @@ def test_options_reach_their_place(folder, tmp_path):
     assert isinstance(pipeline("image-to-text", folder, config=folder, pipeline_class=Mine), Mine)
 
 
+def test_a_model_that_lacks_weights_is_refused(tmp_path):
+    tiny_model("hfvlm_clip", "AutoModelForImageClassification").save_pretrained(tmp_path)
+    tiny_processor("hfvlm_clip").save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"lacks 31 weights of ClipModel \(in .*ClipForImageClassification"
+    ):
+        pipeline("image-text-retrieval", str(tmp_path))
+
+
 @pytest.mark.parametrize("given", [None, False, True])
 def test_trust_is_never_forced(folder, given, monkeypatch):
     seen = []

@@ -63,12 +63,17 @@ def load_embedder(model: str | None, dtype: str, trust_remote_code: bool, batch_
 
 
 def load_two_towers(model: str | None, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
-    """As `load_embedder`, the model and the processor by themselves."""
+    """The model and the processor of `load_embedder` by themselves.
+
+    Raises:
+        ValueError: there is no model of that name, or it lacks weights of the two towers.
+    """
     from transformers import AutoModel, AutoProcessor
 
     from hfvlm.builtin import builtin_model
+    from hfvlm.pipelines.loading import load_whole
 
     model = str(builtin_model("image-text-retrieval")) if model is None else model
     device, precision = choose_device(dtype)
-    loaded = AutoModel.from_pretrained(model, dtype=precision, trust_remote_code=trust_remote_code).to(device)
+    loaded = load_whole(AutoModel, model, dtype=precision, trust_remote_code=trust_remote_code).to(device)
     return loaded, AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)

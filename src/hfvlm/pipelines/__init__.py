@@ -4,6 +4,7 @@ import difflib
 import os
 from typing import TYPE_CHECKING, Any
 
+from hfvlm.pipelines.loading import load_whole
 from hfvlm.registry import ARCHITECTURES, Architecture, auto_class, load
 
 
@@ -47,7 +48,8 @@ def pipeline(
     The other arguments mean what they mean in `transformers.pipeline`.
 
     Raises:
-        ValueError: an unknown task (names the nearest), or one that the model's architecture does not have.
+        ValueError: an unknown task (names the nearest), or one that the model's architecture does not have; a model
+            that lacks weights.
     """
     arguments = {**locals()}
     arguments.update(arguments.pop("kwargs"))
@@ -152,7 +154,7 @@ def _build(row: Architecture, task: str, arguments: dict[str, Any]) -> "Pipeline
             config = transformers.AutoConfig.from_pretrained(config, **hub)
         if config is not None:
             model_kwargs["config"] = config
-        model = auto_class(head).from_pretrained(name, **{**model_kwargs, **hub})
+        model = load_whole(auto_class(head), name, **{**model_kwargs, **hub})
     if processor is None or isinstance(processor, (str, os.PathLike)):
         processor = transformers.AutoProcessor.from_pretrained(processor or name, **hub)
     return pipeline_class(model=model, processor=processor, task=task, **options)

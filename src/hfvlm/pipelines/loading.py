@@ -1,0 +1,24 @@
+"""Loading a model that answers: nothing of it may be missing."""
+
+from typing import Any
+
+
+def load_whole(auto: type, name: Any, **options: Any) -> Any:
+    """`auto.from_pretrained(name, **options)`, unless weights are missing from what is there.
+
+    transformers fills those with random numbers and only warns, so that, say, a classifier's folder would answer as a
+    two-tower model, otherwise each time.
+
+    Raises:
+        ValueError: weights are missing; says which.
+    """
+    model, found = auto.from_pretrained(name, output_loading_info=True, **options)
+    missing = sorted(found["missing_keys"])
+    if missing:
+        saved = " or ".join(getattr(model.config, "architectures", None) or ["something else"])
+        parts = ", ".join(dict.fromkeys(key.split(".")[0] for key in missing))
+        raise ValueError(
+            f"{name} lacks {len(missing)} weights of {type(model).__name__} (in {parts}): it holds the weights of "
+            f"{saved}. Name a folder where all of {type(model).__name__} was saved"
+        )
+    return model
