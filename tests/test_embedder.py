@@ -75,6 +75,16 @@ def test_half_precision_gives_float32_vectors_of_length_one(two_towers, images):
     assert (half * full).sum(-1).min() > 0.98
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused(images, value):
+    embed = Embedder(stock_clip(), stock_processor())
+    with torch.no_grad():
+        embed.model.visual_projection.weight[0, 0] = value
+    with pytest.raises(ValueError, match="CLIPModel gives NaN or infinite features in torch.float32.*--dtype fp32"):
+        embed.images(images)
+    assert embed.texts(TEXTS).isfinite().all()
+
+
 def test_reads_a_generator_batch_by_batch(two_towers, images):
     model, processor, _ = two_towers
     batches = Embedder(model, processor, 2).image_batches(image for image in images)

@@ -100,14 +100,24 @@ class Embedder:
 
     @torch.inference_mode()
     def embed(self, **inputs: torch.Tensor) -> torch.Tensor:
-        """`[n, dim]` float32 on the CPU, of the inputs of one tower: of images if there are `pixel_values`."""
+        """`[n, dim]` float32 on the CPU, of the inputs of one tower: of images if there are `pixel_values`.
+
+        Raises:
+            ValueError: the model gives features that are not finite, which have no similarities.
+        """
         model = self.model
         features = model.get_image_features if "pixel_values" in inputs else model.get_text_features
         inputs = {
             name: value.to(model.device, model.dtype if value.is_floating_point() else None)
             for name, value in inputs.items()
         }
-        return torch.nn.functional.normalize(features(**inputs).pooler_output.float(), dim=-1).cpu()
+        embeds = torch.nn.functional.normalize(features(**inputs).pooler_output.float(), dim=-1).cpu()
+        if not embeds.isfinite().all():
+            raise ValueError(
+                f"{type(model).__name__} gives NaN or infinite features in {model.dtype}: its weights are broken, or "
+                "their numbers outgrow this precision; try float32 (--dtype fp32)"
+            )
+        return embeds
 
     @torch.inference_mode()
     def logits(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 from two_towers import save_stock_clip, stock_clip, stock_processor
 
@@ -113,6 +114,18 @@ def test_a_model_without_two_towers(run, model, photos):
     result = run("search", "a dog", "--in", photos, "--model", model)
     assert (result.code, result.out) == (1, "")
     assert "BlipModel does not embed images and texts in one space" in result.err
+
+
+def test_a_model_that_gives_nan(run, photos, tmp_path):
+    model = stock_clip()
+    torch.nn.init.constant_(model.visual_projection.weight, torch.nan)
+    model.save_pretrained(tmp_path / "nan")
+    stock_processor().save_pretrained(tmp_path / "nan")
+    for command in (("search", "a dog", "--in", photos), ("classify", photos, "--labels", "a,b", "--json")):
+        result = run(*command, "--model", tmp_path / "nan")
+        assert (result.code, result.out) == (1, "")
+        assert "NaN" in result.err
+    assert not (photos / INDEX_PATH).exists()
 
 
 def test_an_empty_folder(run, clip, tmp_path):

@@ -259,6 +259,17 @@ def test_faiss_and_the_matrix_product_find_the_same():
         index.search(torch.ones(1, 3), 1, faiss)
 
 
+@pytest.mark.parametrize("broken", ["query", "index"])
+@pytest.mark.parametrize("with_faiss", [False, True])
+def test_nan_is_no_result(broken, with_faiss):
+    faiss = (find_faiss() or StandIn) if with_faiss else None
+    index = ImageIndex("f", "m", {"a.png": Stamp(1, 1), "b.png": Stamp(2, 2)}, torch.eye(2))
+    query = torch.eye(2)[:1]
+    (query if broken == "query" else index.embeddings)[0] = torch.nan
+    with pytest.raises(ImageIndexError, match="hold NaN"):
+        index.search(query, 2, faiss)
+
+
 def test_faiss_is_optional(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     assert find_faiss() is None

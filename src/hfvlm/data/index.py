@@ -133,16 +133,20 @@ class ImageIndex:
             cosine similarities and rows, both `[q, min(top_k, n)]`, best first.
 
         Raises:
-            ImageIndexError: the index is empty.
+            ImageIndexError: the index is empty, or a similarity is no number.
             ValueError: `top_k` below 1, or queries of another width.
         """
         if not len(self):
             raise ImageIndexError("the index holds no image: there is nothing to search")
         if faiss is None:
-            return nearest(queries, self.embeddings, top_k)
-        check_search(queries, self.embeddings.shape, top_k)
-        scores, rows = self._flat(faiss).search(queries.float().contiguous().numpy(), min(top_k, len(self)))
-        return torch.from_numpy(scores), torch.from_numpy(rows)
+            scores, rows = nearest(queries, self.embeddings, top_k)
+        else:
+            check_search(queries, self.embeddings.shape, top_k)
+            found = self._flat(faiss).search(queries.float().contiguous().numpy(), min(top_k, len(self)))
+            scores, rows = map(torch.from_numpy, found)
+        if (rows < 0).any() or not scores.isfinite().all():  # faiss has row -1 where it could compare nothing
+            raise ImageIndexError("the queries or the index hold NaN: check the model, and use --rebuild")
+        return scores, rows
 
     def _flat(self, faiss: Any) -> Any:
         """The embeddings in faiss, kept for the next search."""
