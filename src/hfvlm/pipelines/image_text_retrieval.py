@@ -143,7 +143,7 @@ class ImageTextRetrievalPipeline(Pipeline):
         return super().__call__(list(queries), **kwargs) if queries else []
 
     def preprocess(self, inputs: Any, timeout: float | None = None) -> dict[str, Any]:
-        """One query: an image as the model's input of a batch of one, a text as it is, padded with the others later."""
+        """One query: an image as the model's input of a batch of one, a text as it is, to be padded later."""
         if isinstance(inputs, str):
             if not inputs.strip():
                 raise ValueError("the query is an empty text: say what to look for")
