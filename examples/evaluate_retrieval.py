@@ -1,6 +1,6 @@
 """Retrieval on Flickr8k: how often the right caption is among a photo's nearest 1, 5, 10, and the reverse.
 
-    python examples/evaluate_retrieval.py --data flickr8k --model clip --split test
+python examples/evaluate_retrieval.py --data flickr8k --model clip --split test
 """
 
 import argparse

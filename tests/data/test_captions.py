@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 from tiny import tiny_model, tiny_processor
+from transformers import Trainer, TrainingArguments
 
 from hfvlm.data.captions import CaptionCollator, CaptionedImages, PairCollator, random_view, read_captions
 
@@ -155,3 +156,15 @@ def test_pairs_say_which_image_they_show_and_ask_for_the_loss(folder):
     assert with_ids != model(**{**batch, "image_ids": torch.arange(3)}).loss
     drawn = {tuple(PairCollator(processor)(items[:1])["input_ids"][0].tolist()) for _ in range(60)}
     assert len(drawn) == 3
+
+
+@pytest.mark.parametrize(
+    ("architecture", "collator"), [("hfvlm_align", PairCollator), ("hfvlm_blip", CaptionCollator)]
+)
+def test_columns_that_the_trainer_dropped_are_asked_back(folder, tmp_path, architecture, collator):
+    dataset = CaptionedImages(read_captions(folder / "captions.jsonl"), captions_per_image=1)
+    model = tiny_model(architecture, "AutoModel")
+    arguments = TrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none")
+    trainer = Trainer(model, arguments, train_dataset=dataset, data_collator=collator(tiny_processor(architecture)))
+    with pytest.raises(ValueError, match="no 'image', only .*remove_unused_columns=False"):
+        next(iter(trainer.get_train_dataloader()))

@@ -85,23 +85,37 @@ class CaptionedImages(Dataset):
         return {"image": random_view(image) if self.augment else image, "captions": captions, "index": index}
 
 
+def _column(items: Sequence[dict[str, Any]], name: str) -> list[Any]:
+    """One field of every item."""
+    missing = next((item for item in items if name not in item), None)
+    if missing is not None:
+        raise ValueError(
+            f"an item has no {name!r}, only {sorted(missing)}: give the collator items of CaptionedImages, and "
+            "TrainingArguments remove_unused_columns=False, or Trainer drops what the model's forward does not name"
+        )
+    return [item[name] for item in items]
+
+
 class CaptionCollator:
     """Items of `CaptionedImages` to a batch: the image once, its captions grouped, unknown words not learned.
 
     Args:
         processor: a processor with `suffix`, as BLIP's.
         max_length: tokens a caption may have.
+
+    Raises:
+        ValueError: when called, an item without one of its fields: `Trainer` needs `remove_unused_columns=False`.
     """
 
     def __init__(self, processor: Any, max_length: int = 32):
         self.processor, self.max_length = processor, max_length
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return self.batch(items, images=[item["image"] for item in items])
+        return self.batch(items, images=_column(items, "image"))
 
     def batch(self, items: list[dict[str, Any]], **images: Any) -> dict[str, torch.Tensor]:
         """The captions of `items`, and what the processor makes of `images`."""
-        batch = self.processor(suffix=[item["captions"] for item in items], max_length=self.max_length, **images)
+        batch = self.processor(suffix=_column(items, "captions"), max_length=self.max_length, **images)
         batch["labels"][batch["labels"] == self.processor.tokenizer.unk_token_id] = -100
         return dict(batch)
 
@@ -115,17 +129,19 @@ class PairCollator:
     Args:
         processor: of a two-tower model.
         max_length: tokens a caption may have; None: the processor's own limit.
+
+    Raises:
+        ValueError: when called, an item without one of its fields: `Trainer` needs `remove_unused_columns=False`.
     """
 
     def __init__(self, processor: Any, max_length: int | None = None):
         self.processor, self.max_length = processor, max_length
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        return self.batch(items, images=[item["image"] for item in items])
+        return self.batch(items, images=_column(items, "image"))
 
     def batch(self, items: list[dict[str, Any]], **images: Any) -> dict[str, Any]:
         """A caption of each item, drawn, and what the processor makes of `images`."""
-        drawn = [torch.randint(len(item["captions"]), ()).item() for item in items]
-        texts = [item["captions"][i] for item, i in zip(items, drawn)]
+        texts = [captions[torch.randint(len(captions), ()).item()] for captions in _column(items, "captions")]
         batch = self.processor(text=texts, max_length=self.max_length, **images)
-        return {**batch, "image_ids": torch.tensor([item["index"] for item in items]), "return_loss": True}
+        return {**batch, "image_ids": torch.tensor(_column(items, "index")), "return_loss": True}
