@@ -73,6 +73,30 @@ def test_only_texts_with_ids(run, clip, tmp_path):
     assert list(read(output)) == ["text"]
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "parquet"])
+def test_a_file_name_that_is_not_utf8(tmp_path, suffix):
+    output = tmp_path / f"out.{suffix}"
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")  # as os.listdir gives it
+    files.write_embeddings(output, files.Embeddings([name], [torch.eye(1, 4)]), files.Embeddings(), {"model": name})
+    if suffix == "parquet":
+        table = parquet.read_table(output)
+        ids, model = table["id"].to_pylist(), table.schema.metadata[b"model"].decode()
+    else:
+        ids = read(output)["image"][0]
+        with safe_open(output, framework="pt") as file:
+            model = file.metadata()["model"]
+    assert (ids, model) == ([r"caf\udce9.png"], r"caf\udce9.png")
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path):
+    texts = ["a\u2028dog", "a\x85cat", "a\x0cball"]
+    (tmp_path / "texts.txt").write_bytes("\r\n".join(texts).encode("utf-8-sig"))
+    assert files.read_texts(tmp_path / "texts.txt") == (texts, texts)
+    rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts[:2]]
+    (tmp_path / "texts.jsonl").write_text("\n".join(rows), encoding="utf-8-sig")
+    assert files.read_texts(tmp_path / "texts.jsonl") == (texts[:2], texts[:2])
+
+
 def test_broken_images_are_named_and_left_out(run, clip, photos, paths, tmp_path):
     (photos / "aa.png").write_text("no image")
     output = tmp_path / "out.safetensors"

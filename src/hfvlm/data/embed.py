@@ -50,10 +50,11 @@ def check_output(path: Path) -> None:
 
 
 def write_embeddings(path: Path, images: Embeddings, texts: Embeddings, about: dict[str, str]) -> None:
-    """Writes embeddings at once: a kill half-way leaves the old file.
+    r"""Writes embeddings at once: a kill half-way leaves the old file.
 
     safetensors: `image_embeds` and `text_embeds` `[n, dim]`, those that there are; the header's `image_ids` and
-    `text_ids` are JSON lists. parquet: columns `id`, `kind` ("image" or "text") and `embedding`.
+    `text_ids` are JSON lists. parquet: columns `id`, `kind` ("image" or "text") and `embedding`. In both, bytes of a
+    file name that are not UTF-8 stand as `\udcff`: UTF-8 text cannot hold them.
 
     Args:
         about: what the file says of itself, such as the model.
@@ -62,7 +63,12 @@ def write_embeddings(path: Path, images: Embeddings, texts: Embeddings, about: d
         ValueError: the ids do not fit a safetensors header.
         OSError: nothing can be written there.
     """
-    kinds = {kind: part for kind, part in (("image", images), ("text", texts)) if part.ids}
+    kinds = {
+        kind: Embeddings([_printable(name) for name in part.ids], part.vectors)
+        for kind, part in (("image", images), ("text", texts))
+        if part.ids
+    }
+    about = {name: _printable(value) for name, value in about.items()}
     if path.suffix == ".parquet":
         _write_parquet(path, kinds, about)
         return
@@ -71,6 +77,11 @@ def write_embeddings(path: Path, images: Embeddings, texts: Embeddings, about: d
         raise ValueError(f"{path}: the ids of so many embeddings do not fit a safetensors header: write .parquet")
     with replacing(path) as new:
         save_file({f"{kind}_embeds": part.joined() for kind, part in kinds.items()}, new, {**about, **ids})
+
+
+def _printable(text: str) -> str:
+    """As a terminal shows it: Python keeps bytes of a file name that are not UTF-8 as characters that UTF-8 lacks."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _write_parquet(path: Path, kinds: dict[str, Embeddings], about: dict[str, str]) -> None:
@@ -99,12 +110,12 @@ def read_texts(path: Path) -> tuple[list[str], list[str]]:
         raise ValueError(f"{path}: must end in .txt or .jsonl")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    read = _line if path.suffix == ".txt" else _json_line
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open(encoding="utf-8-sig") as lines:  # str.splitlines would cut at U+2028 and others inside a text
+            rows = [read(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8 text ({error})") from error
-    read = _line if path.suffix == ".txt" else _json_line
-    rows = [read(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise ValueError(f"{path}: has no text")
     return [name for name, _ in rows], [text for _, text in rows]
