@@ -283,6 +283,13 @@ def test_bad_input_is_named(message, change):
         contrastive_loss(**arguments)
 
 
+@pytest.mark.parametrize("loss", [contrastive_loss, sigmoid_loss])
+@pytest.mark.parametrize("ids, kind", [(torch.tensor([0.1, 0.2, 0.3, 0.4]), "torch.float32"), ([0, 1, 2, 3], "list")])
+def test_ids_are_integers(loss, ids, kind):
+    with pytest.raises(TypeError, match=f"image_ids must be a tensor of integers .*got {kind}"):
+        loss(IMAGES, TEXTS, SCALE, image_ids=ids)
+
+
 class Kept(TorchDispatchMode):
     """The largest tensor that any operation returns, in numbers."""
 

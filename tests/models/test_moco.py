@@ -242,6 +242,37 @@ def test_the_linear_probe_trains_the_classifier_alone(tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in probe.vision_model.state_dict().items())
 
 
+@pytest.mark.parametrize("fields", [{}, {"vision_config": VIT, **V3}], ids=["queue", "symmetric"])
+@pytest.mark.parametrize("cast", [False, True], ids=["bf16 weights", "autocast"])
+def test_logits_are_computed_in_full_precision(fields, cast):
+    model, batch = pretraining(**fields).eval(), views()
+    if not cast:
+        model, batch = model.bfloat16(), {name: view.bfloat16() for name, view in batch.items()}
+    with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+        outputs = model(**batch)
+    queries, keys = outputs.query_embeds.double(), outputs.key_embeds.double()
+    if model.queue is None:
+        sides = zip(queries.chunk(2), keys.chunk(2))
+        logits, targets = torch.cat([q @ k.t() for q, k in sides]) / 0.2, torch.arange(5).repeat(2)
+    else:
+        negatives = model.queue.features.double()
+        logits = torch.cat([(queries * keys).sum(1)[:, None], queries @ negatives.t()], dim=1) / 0.2
+        targets = torch.zeros(5, dtype=torch.long)
+    loss = F.cross_entropy(logits, targets) * (4 * 0.2 if model.queue is None else 1)
+    assert outputs.logits.dtype == torch.float32
+    torch.testing.assert_close(outputs.logits.double(), logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(outputs.loss.double(), loss, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{}, {"vision_config": VIT, **V3}], ids=["queue", "symmetric"])
+def test_exports_for_any_number_of_images(fields):
+    model, shapes = pretraining(**fields).eval(), {name: {0: torch.export.Dim.AUTO} for name in views()}
+    program = torch.export.export(model, (), views(), strict=False, dynamic_shapes=shapes)
+    batch = views(3, seed=1)
+    expected, actual = model(**batch), program.module()(**batch)
+    torch.testing.assert_close([actual.loss, actual.logits], [expected.loss, expected.logits])
+
+
 def test_freezing_leaves_the_momentum_encoder_at_work():
     model = pretraining(vision_config=VIT, **V3)
     model.freeze("all")

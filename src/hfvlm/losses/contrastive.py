@@ -52,7 +52,7 @@ def info_nce(
         if len(queries) > len(keys):
             raise ValueError(f"without targets query i finds key i: got {len(queries)} queries for {len(keys)} keys")
         targets = torch.arange(len(queries), device=queries.device)
-    with _full_precision(queries.device):
+    with full_precision(queries.device):
         logits = similarity_logits(precise(queries), precise(keys), scale)
         targets = targets.to(logits.dtype) if targets.is_floating_point() else targets
         return nn.functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
@@ -92,6 +92,7 @@ def contrastive_loss(
 
     Raises:
         ValueError: shapes or options that do not fit; says which.
+        TypeError: `image_ids` that are no tensor of integers.
     """
     _check_options(gather, chunk_size)
     _check_pairs(image_embeds, text_embeds, logit_scale, image_ids)
@@ -102,7 +103,7 @@ def contrastive_loss(
         raise ValueError(f"soft_targets must be a pair, the images' and the texts', got {len(soft_targets)}")
     if soft_targets is not None and image_ids is not None:
         raise ValueError("pass soft_targets or image_ids, not both: each of them says what the targets are")
-    with _full_precision(image_embeds.device):
+    with full_precision(image_embeds.device):
         pairs = exchange(image_embeds, text_embeds, image_ids, gather, local_loss)
         if queue is not None:
             pairs.add_queue(*queue)
@@ -158,10 +159,11 @@ def sigmoid_loss(
 
     Raises:
         ValueError: shapes or options that do not fit; says which.
+        TypeError: `image_ids` that are no tensor of integers.
     """
     _check_options(gather, chunk_size)
     _check_pairs(image_embeds, text_embeds, logit_scale, image_ids)
-    with _full_precision(image_embeds.device):
+    with full_precision(image_embeds.device):
         pairs = exchange(image_embeds, text_embeds, image_ids, gather, local=True, one_way=True)
         images, texts = pairs.images, pairs.text_keys
         scale = _scalar(logit_scale, images)
@@ -200,7 +202,7 @@ def _in_chunks(
     return sum(normalising) - expected
 
 
-def _full_precision(device: torch.device) -> AbstractContextManager:
+def full_precision(device: torch.device) -> AbstractContextManager:
     """Turns autocast off."""
     kind = device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
@@ -231,6 +233,9 @@ def _check_pairs(
         )
     if isinstance(scale, torch.Tensor) and scale.numel() != 1:
         raise ValueError(f"logit_scale must be one number, got shape {list(scale.shape)}")
+    if image_ids is not None and (not isinstance(image_ids, torch.Tensor) or image_ids.is_floating_point()):
+        kind = image_ids.dtype if isinstance(image_ids, torch.Tensor) else type(image_ids).__name__
+        raise TypeError(f"image_ids must be a tensor of integers (torch.long), got {kind}")
     if image_ids is not None and image_ids.shape != images.shape[:1]:
         raise ValueError(f"image_ids must be [{len(images)}], one a row, got {list(image_ids.shape)}")
 

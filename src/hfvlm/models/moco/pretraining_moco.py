@@ -12,8 +12,10 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from hfvlm.losses.contrastive import full_precision, similarity_logits
 from hfvlm.losses.gather import gather, own_rows, row_counts, several_processes
 from hfvlm.losses.momentum import MomentumUpdater, momentum_copy
+from hfvlm.losses.pairs import precise
 from hfvlm.losses.queue import NegativeQueue
 from hfvlm.models.moco.configuration_moco import MocoConfig
 from hfvlm.models.moco.modeling_moco import MocoPreTrainedModel
@@ -94,7 +96,6 @@ class MocoForPreTraining(MocoPreTrainedModel):
         if config.momentum_steps is not None:
             self.register_buffer("teacher_step", torch.zeros((), dtype=torch.long))
         self._updater = MomentumUpdater()
-        self._hold_still()
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -114,22 +115,17 @@ class MocoForPreTraining(MocoPreTrainedModel):
         """The trained parts, each with its momentum copy."""
         return ((self.vision_model, self.teacher_vision_model), (self.projection, self.teacher_projection))
 
-    def _hold_still(self) -> None:
-        """Takes what never trains out of training: the momentum copy, and where asked for a ViT's patch projection."""
-        for _, teacher in self._pairs():
-            teacher.requires_grad_(False)
+    def never_trained(self) -> list[nn.Module]:
+        """The momentum copy, and where asked for a ViT's patch projection."""
+        parts = [teacher for _, teacher in self._pairs()]
         if self.config.freeze_patch_projection and hasattr(self.vision_model, "patch_embed"):
-            self.vision_model.patch_embed.requires_grad_(False)
-
-    def freeze(self, stage: str) -> None:
-        super().freeze(stage)
-        self._hold_still()
+            parts.append(self.vision_model.patch_embed)
+        return parts
 
     def train(self, mode: bool = True) -> "MocoForPreTraining":
         super().train(mode)
         for _, teacher in self._pairs():
             teacher.train(mode)  # its batch norm works as the encoder's does, though nothing of it trains
-        self._hold_still()  # from_pretrained(), which ends here, has made every parameter a trainable one
         return self
 
     def momentum(self) -> float:
@@ -171,12 +167,13 @@ class MocoForPreTraining(MocoPreTrainedModel):
         if self.config.objective == "queue":
             keys = self._keys(pixel_values_key, interpolate_pos_encoding)
             logits = self._queue_logits(queries, keys)
-            loss = nn.functional.cross_entropy(logits.float(), logits.new_zeros(logits.shape[0], dtype=torch.long))
+            loss = nn.functional.cross_entropy(logits, logits.new_zeros(logits.shape[0], dtype=torch.long))
         else:
             other = self.get_image_features(pixel_values_key, interpolate_pos_encoding).pooler_output
-            queries = torch.cat([queries, self._query(other)])
-            keys = torch.cat([self._keys(view, interpolate_pos_encoding) for view in (pixel_values_key, pixel_values)])
-            logits, loss = self._symmetric(queries, keys)
+            both = [queries, self._query(other)]
+            keys = [self._keys(view, interpolate_pos_encoding) for view in (pixel_values_key, pixel_values)]
+            logits, loss = self._symmetric(both, keys)
+            queries, keys = torch.cat(both), torch.cat(keys)
         return MocoOutput(loss=loss, loss_contrast=loss, logits=logits, query_embeds=queries, key_embeds=keys, **made)
 
     def _check_views(self, first: torch.Tensor, second: torch.Tensor | None, return_loss: bool) -> None:
@@ -219,21 +216,28 @@ class MocoForPreTraining(MocoPreTrainedModel):
 
     def _queue_logits(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """`[images, 1 + queue_size]`, against the queue as it is; in training it then takes in the keys."""
-        negatives = self.queue.features.to(queries.dtype)
-        negatives = negatives.clone() if self.training else negatives  # the next keys overwrite it before backward
-        positive = (queries * keys).sum(dim=1, keepdim=True)
-        logits = torch.cat([positive, queries @ negatives.t()], dim=1) / self.config.temperature
+        queries = precise(queries)
+        # a copy in training: the next keys overwrite the queue before backward
+        negatives = self.queue.features.to(queries.dtype, copy=self.training)
+        with full_precision(queries.device):
+            positive = (queries * keys.to(queries.dtype)).sum(dim=1, keepdim=True)
+            logits = torch.cat([positive, queries @ negatives.t()], dim=1) / self.config.temperature
         if self.training:
             self.queue.push(keys)
         return logits
 
-    def _symmetric(self, queries: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits `[2 * images, images of all processes]` and the loss: each view asks for the other one's key."""
-        temperature, logits = self.config.temperature, []
-        counts = row_counts(len(queries) // 2, queries.device)
-        for query, key in zip(queries.chunk(2), keys.chunk(2)):
-            logits.append(query @ gather(key, with_grad=False, counts=counts).t() / temperature)
+    def _symmetric(self, queries: list[torch.Tensor], keys: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `[2 * images, images of all processes]` and the loss: each view asks for the other one's key.
+
+        Args:
+            queries, keys: `[images, projection_dim]` for each of the two directions.
+        """
+        temperature = self.config.temperature
+        counts = row_counts(queries[0].shape[0], queries[0].device)
         own = own_rows(counts)
-        targets = torch.arange(own.start, own.stop, device=queries.device)
-        losses = [nn.functional.cross_entropy(part.float(), targets) for part in logits]
+        targets = torch.arange(own.start, own.stop, device=queries[0].device)
+        keys = [gather(key, with_grad=False, counts=counts) for key in keys]
+        with full_precision(targets.device):
+            logits = [similarity_logits(precise(q), precise(k), 1 / temperature) for q, k in zip(queries, keys)]
+            losses = [nn.functional.cross_entropy(part, targets) for part in logits]
         return torch.cat(logits), 2 * temperature * sum(losses)
