@@ -1,4 +1,4 @@
-"""The stock `Trainer` trains every head that has a loss: it resumes to the bit, accumulates, and evaluates."""
+"""The stock `Trainer` trains every head that has a loss: it resumes where it stopped, accumulates, and evaluates."""
 
 from pathlib import Path
 from typing import Any
