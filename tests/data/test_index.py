@@ -171,6 +171,52 @@ def test_broken_images_are_reported_and_the_rest_indexed(folder, embedder):
     assert "aa.png" in update_index(folder, embedder, "tiny").paths
 
 
+def test_broken_images_are_opened_once(folder, embedder, monkeypatch):
+    (folder / "aa.png").write_text("no image")
+    first, again, opened = [], [], []
+    before = update_index(folder, embedder, "tiny", on_error=first.append)
+    written = os.stat(folder / INDEX_PATH).st_mtime_ns
+    monkeypatch.setattr(embedder, "image_batches", lambda images, on_error: opened.extend(images) or iter(()))
+    monkeypatch.setattr("hfvlm.data.indexing._check_writable", lambda path: pytest.fail("needs to write"))
+    after = update_index(folder, embedder, "tiny", on_error=again.append)
+    assert opened == []
+    assert first == again == [f"{folder / 'aa.png'}: is not an image that can be read"]
+    assert (after.files, after.broken) == (before.files, before.broken)
+    assert os.stat(folder / INDEX_PATH).st_mtime_ns == written
+    assert list(rows(after)) == ["a.png", "b.png", "c.png", "d.png", "more/é e.png"]
+
+
+def test_a_broken_image_that_is_removed_or_replaces_a_good_one(folder, embedder):
+    (folder / "aa.png").write_text("no image")
+    update_index(folder, embedder, "tiny")
+    (folder / "aa.png").unlink()
+    (folder / "a.png").write_text("no image any more")
+    errors = []
+    assert "a.png" not in update_index(folder, embedder, "tiny", on_error=errors.append).paths
+    assert errors == [f"{folder / 'a.png'}: is not an image that can be read"]
+    saved = ImageIndex.load(folder / INDEX_PATH)
+    assert (list(saved.broken), len(saved)) == (["a.png"], 4)
+
+
+def test_what_the_system_refuses_is_tried_again_and_nothing_written(folder, embedder, monkeypatch):
+    update_index(folder, embedder, "tiny")
+    written = os.stat(folder / INDEX_PATH).st_mtime_ns
+    photo(folder / "locked.png", 9)
+    opened, image_open = [], Image.open
+
+    def denied(source, *args, **kwargs):
+        opened.append(source)
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Image, "open", denied)
+    for _ in range(2):
+        assert len(update_index(folder, embedder, "tiny")) == 5
+    assert opened == [folder / "locked.png"] * 2
+    assert os.stat(folder / INDEX_PATH).st_mtime_ns == written
+    monkeypatch.setattr(Image, "open", image_open)
+    assert "locked.png" in update_index(folder, embedder, "tiny").paths
+
+
 def test_another_model_is_refused_until_the_index_is_rebuilt(folder, embedder, tmp_path):
     update_index(folder, embedder, "first")
     other = Counting(stock_clip(seed=1), stock_processor())

@@ -1,7 +1,8 @@
 """An index of images on disk: their embeddings, which files they are of, and which model made them.
 
 It is one safetensors file: `embeddings` `[n, dim]`, and `files`, the bytes of a JSON list of `[path, size, mtime_ns]`
-(a table can outgrow the header). The header says the model.
+(a table can outgrow the header), to which the files that hold no image add the reason and no row. The header says the
+model.
 """
 
 import json
@@ -19,7 +20,7 @@ from hfvlm.data.files import replacing
 from hfvlm.nearest import check_search, nearest
 
 
-FORMAT = "hfvlm-index-1"
+FORMAT = "hfvlm-index-2"
 
 
 class ImageIndexError(ValueError):
@@ -52,12 +53,14 @@ class ImageIndex:
         fingerprint, model: of the model that made them, and what to call it.
         files: path in the folder -> stamp of the file; row `i` of the embeddings is of the `i`-th.
         embeddings: `[n, dim]`, of length 1, in float16 or float32.
+        broken: path in the folder -> stamp of a file that holds no image, and what is wrong with it.
     """
 
     fingerprint: str
     model: str
     files: dict[str, Stamp] = field(default_factory=dict)
     embeddings: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    broken: dict[str, tuple[Stamp, str]] = field(default_factory=dict)
     _in_faiss: Any = field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
@@ -74,11 +77,10 @@ class ImageIndex:
         Raises:
             OSError: nothing can be written there.
         """
-        table = json.dumps([[name, stamp.size, stamp.mtime_ns] for name, stamp in self.files.items()]).encode()
-        tensors = {
-            "embeddings": self.embeddings.contiguous(),
-            "files": torch.from_numpy(np.frombuffer(table, dtype=np.uint8).copy()),
-        }
+        rows = [[name, stamp.size, stamp.mtime_ns] for name, stamp in self.files.items()]
+        rows += [[name, stamp.size, stamp.mtime_ns, reason] for name, (stamp, reason) in self.broken.items()]
+        table = np.frombuffer(json.dumps(rows).encode(), dtype=np.uint8)
+        tensors = {"embeddings": self.embeddings.contiguous(), "files": torch.from_numpy(table.copy())}
         with replacing(path) as new:
             save_file(tensors, new, {"format": FORMAT, "fingerprint": self.fingerprint, "model": self.model})
 
@@ -103,10 +105,11 @@ class ImageIndex:
             if isinstance(error, ImageIndexError):
                 raise
             raise ImageIndexError(f"{os.fspath(path)}: is damaged ({error}); use --rebuild") from error
-        files = {name: Stamp(size, time) for name, size, time in rows}
+        files = {name: Stamp(size, time) for name, size, time, *reason in rows if not reason}
+        broken = {name: (Stamp(size, time), *reason) for name, size, time, *reason in rows if reason}
         if embeddings.ndim != 2 or len(files) != len(embeddings):
             raise ImageIndexError(f"{os.fspath(path)}: is damaged (files and embeddings differ); use --rebuild")
-        return cls(said["fingerprint"], said["model"], files, embeddings)
+        return cls(said["fingerprint"], said["model"], files, embeddings, broken)
 
     def check_model(self, fingerprint: str, model: str, path: str | os.PathLike) -> None:
         """Refuses to be used with another model than the one that made it.
@@ -167,7 +170,11 @@ def find_faiss() -> Any | None:
 
 
 def merged(
-    index: ImageIndex, current: dict[str, Stamp], new: dict[str, torch.Tensor], dtype: torch.dtype
+    index: ImageIndex,
+    current: dict[str, Stamp],
+    new: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+    broken: dict[str, tuple[Stamp, str]],
 ) -> ImageIndex:
     """The index of what a folder holds now, as far as it is embedded.
 
@@ -176,6 +183,7 @@ def merged(
         current: path -> stamp of each file in the folder.
         new: path -> embedding `[dim]` of files that are new or changed.
         dtype: of the embeddings.
+        broken: files that hold no image, as `ImageIndex` has them.
     """
     rows = {name: row for row, (name, stamp) in enumerate(index.files.items()) if current.get(name) == stamp}
     names = [name for name in current if name in new or name in rows]
@@ -187,4 +195,4 @@ def merged(
         embeddings[fresh] = torch.stack([new[name] for name in names if name in new]).to(dtype)
     if kept is not None:
         embeddings[~fresh] = kept
-    return ImageIndex(index.fingerprint, index.model, {name: current[name] for name in names}, embeddings)
+    return ImageIndex(index.fingerprint, index.model, {name: current[name] for name in names}, embeddings, broken)

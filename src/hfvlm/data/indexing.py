@@ -32,7 +32,8 @@ def update_index(
     """The index of the images in a folder, read from disk and brought up to date there.
 
     A file counts as changed by its size or time of writing. What is embedded is written from time to time, and also
-    if the work is interrupted: the next call goes on from there.
+    if the work is interrupted: the next call goes on from there. Files that hold no image are kept in mind too, and
+    not opened again until they change. If nothing changed nothing is written: a read-only folder can be searched.
 
     Args:
         folder: searched for image suffixes, the folders in it too.
@@ -59,21 +60,28 @@ def update_index(
         known = ImageIndex.load(path)
         known.check_model(index.fingerprint, model, path)
         index = known
-    current = _stamps(folder, on_error or (lambda message: None))
-    todo = [name for name, stamp in current.items() if index.files.get(name) != stamp]
-    if not todo and len(current) == len(index):
+    report = on_error or (lambda message: None)
+    current = _stamps(folder, report)
+    broken = {name: known for name, known in index.broken.items() if current.get(name) == known[0]}
+    for name, (_, reason) in broken.items():
+        report(f"{folder / name}: {reason}")
+    todo = [name for name, stamp in current.items() if name not in broken and index.files.get(name) != stamp]
+    if not todo and len(current) == len(index) + len(broken):
         return index
     _check_writable(path)
     new: dict[str, torch.Tensor] = {}
 
     def flush() -> ImageIndex:
-        after = merged(index, current, new, dtype)
-        after.save(path)
+        after = merged(index, current, new, dtype, broken)
+        if rebuild or (after.files, after.broken) != (index.files, index.broken):
+            after.save(path)
         return after
 
     def skip(position: int, error: ImageError) -> None:
-        if on_error is not None:
-            on_error(str(error))
+        report(str(error))
+        name = todo[position]
+        if _is_of_the_file(error):
+            broken[name] = current[name], str(error).removeprefix(f"{folder / name}: ")
 
     written = time.monotonic()
     done = 0
@@ -107,6 +115,12 @@ def _stamps(folder: Path, report: Callable[[str], None]) -> dict[str, Stamp]:
     for problem in problems:
         report(problem)
     return stamps
+
+
+def _is_of_the_file(error: ImageError) -> bool:
+    """Whether another try finds the same: neither the system (permissions, a disk) nor its memory is at fault."""
+    cause = error.__cause__
+    return getattr(cause, "errno", None) is None and not isinstance(cause, MemoryError)
 
 
 def _check_writable(path: Path) -> None:
