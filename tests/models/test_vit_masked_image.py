@@ -85,6 +85,31 @@ def test_nothing_chosen_is_nothing_changed():
     torch.testing.assert_close(logits, model.colour_head(features.last_hidden_state[:, 1:]))
 
 
+def test_a_norm_of_the_pooled_vector_norms_the_patches_here():
+    model = build(vision_config={"final_norm": "pooled"})
+    tokens = model.vision_model(pixels()).last_hidden_state[:, 1:]
+    logits = model(pixels(), bool_masked_pos=torch.zeros(2, 16)).logits
+    torch.testing.assert_close(logits, model.colour_head(model.vision_model.norm(tokens)))
+
+
+def test_evaluation_compiles_whole():
+    model = build()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(pixels()).loss, model(pixels()).loss)
+
+
+def test_a_seed_draws_the_same_for_every_image():
+    chosen = choose_patches(3, 400, 0.5, torch.device("cpu"), seed=0)
+    assert torch.equal(chosen[0], chosen[2]) and chosen.sum(1).tolist() == [200] * 3
+    assert not torch.equal(chosen, choose_patches(3, 400, 0.5, torch.device("cpu"), seed=1))
+    runs = chosen[0, 1:] == chosen[0, :-1]
+    assert runs.float().mean().item() == pytest.approx(0.5, abs=0.1)  # neighbours know nothing of each other
+    embeds = torch.arange(400.0).view(1, 400, 1)
+    changed = corrupt(embeds, torch.ones(1, 400, dtype=torch.bool), torch.full((1, 1, 1), -1.0), 0.8, 0.1, seed=0)
+    shares = [part.float().mean().item() for part in (changed == -1, changed == embeds)]
+    assert shares == pytest.approx([0.8, 0.1], abs=0.05)
+
+
 def test_evaluation_always_chooses_the_same():
     model = build()
     state = torch.get_rng_state()
@@ -118,7 +143,9 @@ def test_other_sizes_and_the_shape_of_the_choice():
 
 
 @pytest.mark.parametrize(
-    "tower", [{}, {"class_token": False, "pooling": "mean"}], ids=["class token", "patches alone"]
+    "tower",
+    [{}, {"class_token": False, "pooling": "mean"}, {"final_norm": "pooled"}, {"final_norm": "none"}],
+    ids=["class token", "patches alone", "norm of the pooled", "no norm"],
 )
 def test_every_parameter_learns_and_the_colours_are_learned(tower):
     model = build(vision_config=tower).train()

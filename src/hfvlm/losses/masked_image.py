@@ -7,16 +7,18 @@ import torch
 from torch import nn
 
 
-def _generator(seed: int | None) -> torch.Generator | None:
-    """A seed draws on the CPU, so that it means the same everywhere; without one, torch's own random numbers do."""
-    return None if seed is None else torch.Generator().manual_seed(seed)
-
-
 def _uniform(batch: int, patches: int, device: torch.device, seed: int | None) -> torch.Tensor:
-    """Random numbers in [0, 1), `[batch, patches]`; with a seed the same ones in every row."""
+    """Random numbers in [0, 1), `[batch, patches]`; with a seed the same ones in every row.
+
+    Those of a seed are mixed of the patches' numbers by integer arithmetic: they are the same on every device, and a
+    graph can hold them, which it cannot a generator.
+    """
     if seed is None:
         return torch.rand(batch, patches, device=device)
-    return torch.rand(1, patches, generator=_generator(seed)).to(device).expand(batch, -1)
+    bits = torch.arange(patches, device=device) + ((1 + seed) << 20)
+    for _ in range(3):
+        bits = ((bits ^ (bits >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
+    return ((bits >> 8).float() / 2**24).expand(batch, -1)
 
 
 def choose_patches(

@@ -231,7 +231,10 @@ class VitForMaskedImageModeling(VitPreTrainedModel):
         shares = (config.mim_mask_share, config.mim_swap_share)
         changed = corrupt(patch_embeds, chosen, self.mask_token, *shares, seed)
         outputs = tower(patch_embeds=changed, patch_grid=grid, **kwargs)
-        logits, loss = self.colour_head(tower.patches(outputs.last_hidden_state)), None
+        tokens = tower.patches(outputs.last_hidden_state)
+        if tower.config.final_norm == "pooled":  # the tower norms its pooled vector alone, which is not read here
+            tokens = tower.norm(tokens)
+        logits, loss = self.colour_head(tokens), None
         if return_loss:
             targets = mean_colours(pixel_values, grid, config.image_mean, config.image_std, config.mim_bits)
             losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
