@@ -2,9 +2,11 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import TransformersKwargs
@@ -14,6 +16,8 @@ from hfvlm.saving import SavesCode
 
 #: other libraries' names of an argument
 SYNONYMS = {"decoder_input_ids": "input_ids", "decoder_attention_mask": "attention_mask"}
+#: what some heads read, and what would change the outputs of a head that does not
+READ_BY_SOME = ("position_ids", "inputs_embeds", "bool_masked_pos")
 
 
 @cache
@@ -25,12 +29,21 @@ def meant(forward: Callable, name: str) -> str | None:
     return next(iter([SYNONYMS[name]] if name in SYNONYMS else difflib.get_close_matches(name, known, 1, 0.8)), None)
 
 
-def refuse_misnamed(forward: Callable, names: Iterable[str]) -> None:
-    """Extra arguments go on to the layers, which ignore what they do not know: refuses those that meant another."""
-    for name in names:
+def refuse_misnamed(forward: Callable, extra: Mapping[str, Any], *readers: Callable) -> None:
+    """Extra arguments go on to the layers, which ignore what they do not know: refuses those that meant another, and
+    those that other models read and this one would not.
+
+    Args:
+        readers: functions that the extra arguments go on to and that read some of them.
+    """
+    for name, value in extra.items():
         argument = meant(forward, name)
         if argument is not None:
             raise TypeError(f"unknown argument {name!r}, did you mean {argument!r}?")
+        if value is None or name not in READ_BY_SOME:
+            continue
+        if not any(name in inspect.signature(reader).parameters for reader in (forward, *readers)):
+            raise TypeError(f"this model does not read {name!r}, leave it out")
 
 
 class VlmPreTrainedModel(SavesCode, PreTrainedModel):
@@ -53,6 +66,11 @@ class VlmPreTrainedModel(SavesCode, PreTrainedModel):
         # have none of their own always: a block could not initialise its layers. Every `_init_weights` here draws
         # with `transformers.initialization`, which leaves loaded parameters alone, so none needs passing over.
         super()._initialize_weights(module)
+
+    def _refuse(self, extra: Mapping[str, Any], *readers: Callable) -> None:
+        """`refuse_misnamed` for what `forward` was given beside its arguments."""
+        if extra and not torch.compiler.is_compiling():
+            refuse_misnamed(type(self).forward, extra, *readers)
 
     def never_trained(self) -> Iterable[nn.Module]:
         """The parts that no stage trains, because the loss's gradient does not reach them: DDP would wait for it."""

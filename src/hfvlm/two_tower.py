@@ -15,7 +15,7 @@ from hfvlm.encoders.clip_text import ClipTextTower
 from hfvlm.losses.contrastive import contrastive_loss, sigmoid_loss, similarity_logits
 from hfvlm.losses.gradient_cache import in_micro_batches
 from hfvlm.losses.pairs import precise
-from hfvlm.modeling import VlmPreTrainedModel, refuse_misnamed
+from hfvlm.modeling import VlmPreTrainedModel
 from hfvlm.nn.linear import Linear
 from hfvlm.two_tower_config import TwoTowerConfig, pooled_size
 
@@ -54,8 +54,6 @@ class TwoTowerPreTrainedModel(VlmPreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     _no_split_modules = ["PreNormBlock", "ResidualBlock", "MbConv", "BertLayer"]
-    #: `Trainer` divides the loss by the accumulated steps itself: a contrastive loss is a mean over pairs
-    accepts_loss_kwargs = False
 
     def _build_vision(self, ready: nn.Module | None = None) -> None:
         config = self.config
@@ -69,7 +67,7 @@ class TwoTowerPreTrainedModel(VlmPreTrainedModel):
     def _build_text(self, ready: nn.Module | None = None) -> None:
         config = self.config
         text = config.text_config
-        self.text_model = TEXT_TOWERS[text.model_type](text) if ready is None else keep_weights(ready)
+        self.text_model = TEXT_TOWERS[text.model_type](text) if ready is None else keep_weights(ready, text)
         self.text_projection = Linear(text.hidden_size, config.projection_dim, bias=config.text_projection_bias)
 
     def get_image_features(
@@ -100,10 +98,6 @@ class TwoTowerPreTrainedModel(VlmPreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def _refuse(self, names: dict) -> None:
-        if names and not torch.compiler.is_compiling():
-            refuse_misnamed(type(self).forward, names)
-
 
 class TwoTowerModel(TwoTowerPreTrainedModel):
     """Images and texts in one space; subclasses say how similarities are scaled.
@@ -112,6 +106,8 @@ class TwoTowerModel(TwoTowerPreTrainedModel):
         vision_model, text_model: ready towers to use instead of fresh ones built from the config.
     """
 
+    #: `Trainer` divides the loss by the accumulated steps itself: a contrastive loss is a mean over pairs
+    accepts_loss_kwargs = False
     trainable_stages = {
         "all": ("",),
         "vision": ("vision_model.", "visual_projection."),
@@ -158,7 +154,7 @@ class TwoTowerModel(TwoTowerPreTrainedModel):
             ValueError: neither images nor texts; a loss of unequal numbers of them.
             TypeError: for an argument that is a misspelling of one of these.
         """
-        self._refuse(kwargs)
+        self._refuse(kwargs, self.text_model.forward)
         if input_ids is None and pixel_values is None:
             raise ValueError("pass pixel_values, input_ids, or both: there is nothing to encode")
         if input_ids is None or pixel_values is None:
@@ -227,7 +223,8 @@ class TwoTowerModel(TwoTowerPreTrainedModel):
 
     def _loss(self, image_embeds, text_embeds, scale, bias, image_ids) -> torch.Tensor:
         config = self.config
-        options = {"image_ids": image_ids, "gather": config.gather_features, "chunk_size": config.loss_chunk_size}
+        gather = config.gather_features and self.training  # a process that evaluates alone would wait for the others
+        options = {"image_ids": image_ids, "gather": gather, "chunk_size": config.loss_chunk_size}
         if config.objective == "sigmoid":
             return sigmoid_loss(image_embeds, text_embeds, scale, bias, **options)
         return contrastive_loss(
@@ -305,7 +302,7 @@ class TwoTowerTextModel(TwoTowerPreTrainedModel):
         self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None = None, **kwargs
     ) -> ImageTextOutput:
         """`[texts, length]` -> `text_embeds`, `pooler_output` before its length is made 1, and tokens."""
-        self._refuse(kwargs)
+        self._refuse(kwargs, self.text_model.forward)
         outputs = self.get_text_features(input_ids, attention_mask, **kwargs)
         return ImageTextOutput(
             last_hidden_state=outputs.last_hidden_state,

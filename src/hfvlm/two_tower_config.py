@@ -31,9 +31,11 @@ class TwoTowerConfig(PreTrainedConfig):
             the joint space.
         text_projection_bias: the text side's linear layer has a bias.
         objective: of the loss: "softmax" (InfoNCE both ways) or "sigmoid" (SigLIP).
-        label_smoothing: of the softmax loss.
-        gather_features: contrast with the images and texts of all processes.
-        local_loss: each process only its own rows against everyone's; the mean over processes is the same loss.
+        label_smoothing: of the softmax loss; the sigmoid loss has none.
+        gather_features: contrast with the images and texts of all processes; in training alone: one that evaluates by
+            itself would wait for the others.
+        local_loss: each process only its own rows against everyone's; the mean over processes is the same loss. The
+            sigmoid loss is always computed so.
         micro_batch_size: encode so many images and texts at a time and recompute them in the backward pass: any batch
             in the memory of this one, with the gradients of the whole (https://arxiv.org/abs/2101.06983).
         loss_chunk_size: compute the loss so many rows at a time; the matrix of all pairs is never held.
@@ -79,6 +81,11 @@ class TwoTowerConfig(PreTrainedConfig):
         require_choice(self, "objective", ("softmax", "sigmoid"))
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        for field in ("label_smoothing", "local_loss"):
+            if self.objective == "sigmoid" and getattr(self, field):
+                raise ValueError(f"{field} is of the softmax objective: leave it out, got {getattr(self, field)}")
+        if self.projection_dim < 1:
+            raise ValueError(f"projection_dim must be at least 1, got {self.projection_dim}")
         for field in ("micro_batch_size", "loss_chunk_size"):
             size = getattr(self, field)
             if size is not None and size < 1:

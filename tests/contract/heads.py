@@ -120,8 +120,6 @@ LEARNERS = heads(lambda head: head.takes("labels") or head.takes("return_loss"))
 TEXT_LEARNERS = heads(lambda head: head.takes("labels", "input_ids"))
 CLASSIFIERS = heads(lambda head: head.takes("labels") and not head.takes("input_ids"))
 SELF_TAUGHT = heads(lambda head: head.takes("return_loss"))
-#: those whose loss `Trainer` expects to be divided by the labels of all accumulated batches
-COUNTING = heads(lambda head: getattr(head.cls, "accepts_loss_kwargs", True), LEARNERS)
 RESIZING = heads(lambda head: head.takes("interpolate_pos_encoding"))
 
 

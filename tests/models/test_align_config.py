@@ -72,6 +72,7 @@ def test_it_survives_being_saved(tmp_path):
         ({"temperature_init_value": 0.0}, "temperature_init_value divides the similarities"),
         ({"min_temperature": -1.0}, "min_temperature divides the similarities"),
         ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\)"),
+        ({"objective": "sigmoid", "label_smoothing": 0.1}, "label_smoothing is of the softmax objective"),
         ({"micro_batch_size": 0}, "micro_batch_size must be at least 1"),
         ({"vision_config": {"padding": "valid"}}, "padding must be one of same, fixed"),
         ({"vision_config": {"model_type": "hfvlm_bert_tower"}}, "known towers"),
@@ -80,6 +81,13 @@ def test_it_survives_being_saved(tmp_path):
 def test_what_cannot_be_is_refused(fields, message):
     with pytest.raises((ValueError, StrictDataclassError), match=message):
         AlignConfig(**fields)
+
+
+def test_the_sigmoid_objective_smooths_nothing(tmp_path):
+    config = AlignConfig(objective="sigmoid")
+    assert config.label_smoothing == 0.0
+    config.save_pretrained(tmp_path)
+    assert AlignConfig.from_pretrained(tmp_path).label_smoothing == 0.0
 
 
 def test_an_unknown_variant_names_the_others():

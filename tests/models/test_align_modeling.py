@@ -72,6 +72,22 @@ def test_the_temperature_is_learned_and_cannot_reach_zero():
     assert all(gradient is not None and gradient.isfinite().all() for gradient in grads.values())
 
 
+def test_a_frozen_temperature_below_the_limit_stays():
+    model = model_with()
+    with torch.no_grad():
+        model.temperature.fill_(0.005)
+    model.freeze("vision")
+    assert model.train()(**batch_of(3)).loss.isfinite()
+    assert model.temperature.item() == pytest.approx(0.005)
+
+
+@torch.no_grad()
+def test_positions_are_read_where_the_text_tower_has_them():
+    model, batch = model_with(), batch_of(2)
+    later = model(**batch, position_ids=torch.arange(5, 12)[None].expand(2, 7)).text_embeds
+    assert not torch.allclose(later, model(**batch).text_embeds)
+
+
 @torch.no_grad()
 def test_text_features_are_a_linear_layer_of_the_first_token():
     model, batch = model_with(), batch_of(2)

@@ -12,6 +12,7 @@ from hfvlm import ClipConfig, ClipForImageClassification, ClipModel, ClipTextMod
 from hfvlm.encoders.bert import BertTower
 from hfvlm.encoders.configuration import BertTowerConfig, ClipTextTowerConfig, ResNetTowerConfig, VitTowerConfig
 from hfvlm.encoders.vit import VitTower
+from hfvlm.losses.pairs import exchange
 from hfvlm.models.clip.configuration_clip import VARIANTS
 
 
@@ -68,6 +69,10 @@ def test_a_vision_dict_is_completed_to_clips_form():
         ({"loss_chunk_size": 0}, "loss_chunk_size must be at least 1"),
         ({"project_images": False}, r"projection_dim \(32\) must be the image tower's 40 numbers"),
         ({"max_logit_scale": 0.5}, "max_logit_scale must be above 1"),
+        ({"max_logit_scale": "none"}, "max_logit_scale must be a number, None or \"auto\"; got 'none'"),
+        ({"projection_dim": 0}, "projection_dim must be at least 1, got 0"),
+        ({"objective": "sigmoid", "label_smoothing": 0.1}, "label_smoothing is of the softmax objective"),
+        ({"objective": "sigmoid", "local_loss": True}, "local_loss is of the softmax objective"),
         ({"vision_config": {"image_size": 30}}, r"image_size \(30\) must be a multiple of patch_size \(8\)"),
     ],
 )
@@ -97,6 +102,23 @@ def test_the_scale_is_held_in_training_alone():
     assert free.logit_scale.item() == 9.0
 
 
+def test_a_frozen_scale_beyond_the_limit_stays(model):
+    with torch.no_grad():
+        model.logit_scale.fill_(9.0)
+    model.freeze("vision")
+    assert model.train()(**batch()).loss.isfinite()
+    assert model.logit_scale.item() == 9.0
+
+
+def test_the_sigmoid_objective_has_no_limit_of_its_own(tmp_path):
+    assert ClipConfig().max_logit_scale == 100.0
+    assert ClipConfig(objective="sigmoid").max_logit_scale is None
+    for limit in (None, 50.0, 100.0):
+        for objective in ("softmax", "sigmoid"):
+            ClipConfig(objective=objective, max_logit_scale=limit).save_pretrained(tmp_path)
+            assert ClipConfig.from_pretrained(tmp_path).max_logit_scale == limit
+
+
 def test_a_bias_is_added_to_every_similarity():
     model = tiny_model("hfvlm_clip", "AutoModel", objective="sigmoid", logit_bias_init_value=-10.0)
     outputs = model(**batch(), return_loss=True)
@@ -115,6 +137,21 @@ def test_the_loss_is_asked_for_or_comes_with_training(model):
     assert model(**batch()).loss is not None
     outputs = model(**batch(3, 5), return_loss=False)
     assert outputs.loss is None and outputs.logits_per_image.shape == (3, 5)
+
+
+@pytest.mark.parametrize("objective", ["softmax", "sigmoid"])
+def test_processes_meet_in_training_alone(objective, monkeypatch):
+    """Evaluation is often the first process's alone, which would wait for the others."""
+    model, met = tiny_model("hfvlm_clip", "AutoModel", objective=objective), []
+
+    def exchanged(images, texts, ids, gather, *args, **kwargs):
+        met.append(gather)
+        return exchange(images, texts, ids, gather, *args, **kwargs)
+
+    monkeypatch.setattr("hfvlm.losses.contrastive.exchange", exchanged)
+    model(**batch(), return_loss=True)
+    model.train()(**batch())
+    assert met == [False, True]
 
 
 def test_photos_with_several_texts_are_no_negatives_of_themselves(model):
@@ -175,6 +212,19 @@ def test_ready_towers_keep_their_weights():
     torch.testing.assert_close(model(input_ids=ids).text_embeds, normalize(first, dim=-1))
 
 
+def test_a_ready_tower_that_the_config_does_not_describe_is_refused():
+    """Saved and loaded, it would be another model."""
+    config = tiny_config("hfvlm_clip")
+    heads = VitTower(VitTowerConfig(**{**config.vision_config.to_dict(), "num_attention_heads": 8}))
+    with pytest.raises(ValueError, match=r"vision_config=tower.config.*differs in num_attention_heads \(8, not 4\)$"):
+        ClipVisionModel(config, vision_model=heads)
+    bert = BertTower(BertTowerConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=4, vocab_size=64))
+    with pytest.raises(ValueError, match="the ready BertTower is not .*model_type"):
+        ClipTextModel(config, text_model=bert)
+    config.vision_config = heads.config
+    assert ClipVisionModel(config, vision_model=heads).vision_model is heads
+
+
 def test_a_locked_image_tower_trains_the_texts_alone(model):
     model.freeze("text")
     model.train()(**batch()).loss.backward()
@@ -216,7 +266,14 @@ def test_each_tower_reads_the_folder_of_the_whole(model, tmp_path):
         (lambda x: {**x, "pixel_values": x["pixel_values"] * math.nan}, ValueError, "NaN or infinity"),
         (lambda x: {**x, "input_ids": x["input_ids"].repeat(1, 6)}, ValueError, "has 48 tokens, this model reads 40"),
         (lambda x: {**x, "atention_mask": x["input_ids"]}, TypeError, "did you mean 'attention_mask'"),
-        (lambda x: {**x, "image_ids": torch.zeros(2), "return_loss": True}, ValueError, r"image_ids must be \[3\]"),
+        (lambda x: {**x, "position_ids": x["input_ids"]}, TypeError, "does not read 'position_ids'"),
+        (lambda x: {**x, "inputs_embeds": torch.zeros(3, 8, 48)}, TypeError, "does not read 'inputs_embeds'"),
+        (lambda x: {**x, "bool_masked_pos": x["input_ids"]}, TypeError, "does not read 'bool_masked_pos'"),
+        (
+            lambda x: {**x, "image_ids": torch.zeros(2).long(), "return_loss": True},
+            ValueError,
+            r"image_ids must be \[3\]",
+        ),
     ],
 )
 def test_bad_input_is_named(model, change, error, named):

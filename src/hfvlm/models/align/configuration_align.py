@@ -63,6 +63,7 @@ class AlignConfig(TwoTowerConfig):
         text_config: a `BertTowerConfig`, or another tower's by `model_type`.
         projection_dim: None: the width of the image tower, or 640 if that is projected.
         project_images: None: an EfficientNet's own vector is in the joint space, another tower's is taken there.
+        label_smoothing: None: 0.1, the paper's, or 0 of the sigmoid loss.
         temperature_init_value: what similarities are divided by in a fresh model.
         min_temperature: the temperature is held at this or above while training.
         text_pooler: the model carries the pooler of a BERT, which no feature reads: transformers' format has it, and
@@ -81,7 +82,7 @@ class AlignConfig(TwoTowerConfig):
     projection_dim: int | None = None
     project_images: bool | None = None
     text_projection_bias: bool = True
-    label_smoothing: float = 0.1
+    label_smoothing: float | None = None
     temperature_init_value: float = 1.0
     min_temperature: float = 0.01
     text_pooler: bool = False
@@ -96,6 +97,8 @@ class AlignConfig(TwoTowerConfig):
                     vision["hidden_size"] = EfficientNetTowerConfig(**vision).map_channels
             self.vision_config = vision
         super().__post_init__(**kwargs)
+        if self.label_smoothing is None:
+            self.label_smoothing = 0.0 if self.objective == "sigmoid" else 0.1
         if self.project_images is None:
             self.project_images = not isinstance(self.vision_config, EfficientNetTowerConfig)
         if self.projection_dim is None:

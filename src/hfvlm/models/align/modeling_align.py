@@ -66,7 +66,7 @@ class AlignModel(AlignPreTrainedModel, TwoTowerModel):
         self.post_init()
 
     def scale_and_bias(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if self.training:
+        if self.training and self.temperature.requires_grad:
             with torch.no_grad():
                 self.temperature.clamp_(min=self.config.min_temperature)
         return 1 / self.temperature, None

@@ -39,7 +39,9 @@ class BlipCaptioningTowers(BlipPreTrainedModel):
     ):
         super().__init__(config)
         self.vision_model = vision_tower(config.vision_config, vision_model)
-        self.text_decoder = BertTower(config.text_config) if text_decoder is None else keep_weights(text_decoder)
+        self.text_decoder = (
+            BertTower(config.text_config) if text_decoder is None else keep_weights(text_decoder, config.text_config)
+        )
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.text_decoder.get_input_embeddings()

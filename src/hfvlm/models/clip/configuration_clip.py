@@ -90,7 +90,8 @@ class ClipConfig(TwoTowerConfig):
             another tower's config by `model_type`.
         text_config: a `ClipTextTowerConfig`, or a `BertTowerConfig` by `model_type`.
         logit_scale_init_value: logarithm of the similarities' scale in a fresh model.
-        max_logit_scale: the scale is held between 1 and this while training; None: free.
+        max_logit_scale: the scale is held between 1 and this while it is trained; None: free. "auto": 100, or free for
+            the sigmoid objective, which knows no limit.
         logit_bias_init_value: what is added to every similarity in a fresh model; None: no bias (SigLIP has -10).
 
     ```python
@@ -103,7 +104,7 @@ class ClipConfig(TwoTowerConfig):
 
     project_images: bool | None = None
     logit_scale_init_value: float = 2.6592
-    max_logit_scale: float | None = 100.0
+    max_logit_scale: float | str | None = "auto"
     logit_bias_init_value: float | None = None
 
     def __post_init__(self, **kwargs):
@@ -120,7 +121,12 @@ class ClipConfig(TwoTowerConfig):
         if self.project_images is None:  # attention pooling ends in the joint space
             self.project_images = getattr(self.vision_config, "pooling", None) != "attention"
 
+        if self.max_logit_scale == "auto":
+            self.max_logit_scale = None if self.objective == "sigmoid" else 100.0
+
     def validate_architecture(self):
         super().validate_architecture()
+        if isinstance(self.max_logit_scale, str):
+            raise ValueError(f'max_logit_scale must be a number, None or "auto"; got {self.max_logit_scale!r}')
         if self.max_logit_scale is not None and self.max_logit_scale <= 1.0:
             raise ValueError(f"max_logit_scale must be above 1, or None; got {self.max_logit_scale}")

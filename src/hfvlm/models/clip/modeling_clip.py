@@ -56,7 +56,7 @@ class ClipModel(ClipPreTrainedModel, TwoTowerModel):
 
     def scale_and_bias(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         limit = self.config.max_logit_scale
-        if self.training and limit is not None:
+        if self.training and limit is not None and self.logit_scale.requires_grad:
             with torch.no_grad():
                 self.logit_scale.clamp_(0.0, math.log(limit))
         return self.logit_scale.exp(), self.logit_bias
@@ -125,12 +125,13 @@ class ClipForImageClassification(ClipPreTrainedModel):
             `logits` `[images, num_labels]`, and `loss` with labels.
         """
         self._refuse(kwargs)
+        count = kwargs.pop("num_items_in_batch", None)
         outputs = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         tokens = outputs.last_hidden_state
         if hasattr(self.vision_model, "patches"):
             tokens = self.vision_model.patches(tokens)
         logits = self.classifier(tokens.mean(dim=1))
-        loss = None if labels is None else classification_loss(logits, labels, self.config)
+        loss = None if labels is None else classification_loss(logits, labels, self.config, num_items_in_batch=count)
         return ImageClassificationOutput(
             loss=loss,
             loss_cls=loss,

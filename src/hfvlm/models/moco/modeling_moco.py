@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple
 
 from hfvlm.encoders.build import vision_tower
 from hfvlm.losses.classification import classification_loss
-from hfvlm.modeling import VlmPreTrainedModel, refuse_misnamed
+from hfvlm.modeling import VlmPreTrainedModel
 from hfvlm.models.moco.configuration_moco import MocoConfig
 from hfvlm.nn.linear import Linear
 from hfvlm.outputs import ImageClassificationOutput
@@ -46,10 +46,6 @@ class MocoPreTrainedModel(VlmPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """`last_hidden_state` `[images, tokens, width]` and `pooler_output` `[images, width]` of the encoder."""
         return self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
-
-    def _refuse(self, extra: dict) -> None:
-        if extra and not torch.compiler.is_compiling():
-            refuse_misnamed(type(self).forward, extra)
 
 
 class MocoModel(MocoPreTrainedModel):

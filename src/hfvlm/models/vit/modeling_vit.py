@@ -13,11 +13,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from hfvlm.encoders.build import keep_weights
+from hfvlm.encoders.build import vision_tower
 from hfvlm.encoders.vit import VitTower
 from hfvlm.losses.classification import classification_loss
 from hfvlm.losses.masked_image import choose_patches, corrupt, mean_colours
-from hfvlm.modeling import VlmPreTrainedModel, refuse_misnamed
+from hfvlm.modeling import VlmPreTrainedModel
 from hfvlm.models.vit.configuration_vit import VitConfig
 from hfvlm.nn.linear import Linear
 from hfvlm.outputs import ImageClassificationOutput
@@ -57,11 +57,7 @@ class VitPreTrainedModel(VlmPreTrainedModel):
 
     def __init__(self, config: VitConfig, vision_model: VitTower | None = None):
         super().__init__(config)
-        self.vision_model = VitTower(config.vision_config) if vision_model is None else keep_weights(vision_model)
-
-    def _refuse(self, extra: dict) -> None:
-        if extra and not torch.compiler.is_compiling():
-            refuse_misnamed(type(self).forward, extra)
+        self.vision_model = vision_tower(config.vision_config, vision_model)
 
 
 class VitFeatures(VitPreTrainedModel):
