@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_model, tiny_processor
 from two_towers import stock_clip, stock_processor
 
 from hfvlm.data.fingerprint import fingerprint
@@ -340,3 +341,28 @@ def test_fingerprint_tells_models_apart_and_nothing_else(model, tmp_path):
     trained = stock_clip()
     trained.config.vision_config.hidden_act = "gelu"
     assert fingerprint(trained, image_processor) != mark
+
+
+def test_settings_of_training_make_no_other_model():
+    image_processor = tiny_processor("hfvlm_clip").image_processor
+    model = tiny_model("hfvlm_clip", "AutoModel")
+    mark, config = fingerprint(model, image_processor), model.config
+    for part, settings in (
+        (config, {"micro_batch_size": 8, "loss_chunk_size": 8, "label_smoothing": 0.1, "objective": "sigmoid"}),
+        (config, {"gather_features": False, "local_loss": True, "max_logit_scale": 50.0, "initializer_range": 0.1}),
+        (config, {"logit_scale_init_value": 1.0, "id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}),
+        (config.vision_config, {"attention_dropout": 0.1, "hidden_dropout_prob": 0.1}),
+    ):
+        for name, value in settings.items():
+            setattr(part, name, value)
+            assert fingerprint(model, image_processor) == mark, name
+    for part, name, value in (
+        (config.text_config, "causal", False),
+        (config.text_config, "pooling", "eos"),
+        (config.vision_config, "layer_norm_eps", 1e-3),
+        (config.vision_config, "num_attention_heads", 2),
+    ):
+        before = getattr(part, name)
+        setattr(part, name, value)
+        assert fingerprint(model, image_processor) != mark, name
+        setattr(part, name, before)
