@@ -68,3 +68,14 @@ def test_a_table_that_is_no_square_is_refused():
 def test_pixels_of_any_float_pass(dtype):
     check_pixels(torch.zeros(1, 3, 8, 8, dtype=dtype), 3, 8)
     check_pixels(torch.zeros(1, 3, 5, 9, dtype=dtype), 3, None)
+
+
+def test_a_layer_that_was_put_in_is_called():
+    embed = PatchEmbedding(patch_size=4, channels=3, dim=5)
+    doubled, pixels = embed.proj, torch.randn(2, 3, 8, 12)
+    expected = 2 * embed(pixels)
+    embed.proj = torch.nn.Sequential(doubled, torch.nn.Conv2d(5, 5, 1, bias=False))
+    torch.nn.init.zeros_(embed.proj[1].weight)
+    with torch.no_grad():
+        embed.proj[1].weight[range(5), range(5)] = 2
+        torch.testing.assert_close(embed(pixels), expected.detach())

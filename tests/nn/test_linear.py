@@ -1,7 +1,10 @@
 """The linear layer equals torch's, whichever way round the product is taken."""
 
+import contextlib
+
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from hfvlm.nn import linear as linear_module
 from hfvlm.nn.linear import FEW_ROWS, Linear
@@ -120,3 +123,42 @@ def test_a_tensor_of_another_class_is_torchs_to_multiply():
     rows = torch.randn(40, 7).as_subclass(Watched)
     with torch.no_grad():
         assert type(Linear(7, 5)(rows)) is Watched
+
+
+@pytest.mark.parametrize("count", [2, 40])
+def test_weights_that_are_elsewhere_are_torchs_to_refuse(monkeypatch, count):
+    def never(*_):
+        raise AssertionError("multiplied by weights that are not there")
+
+    monkeypatch.setattr(linear_module, "turned_round", never)
+    monkeypatch.setattr(linear_module, "by_onednn", never)
+    rows = torch.randn(count, 7)
+    weight, bias = torch.randn(5, 7), torch.randn(5)
+    for place in ({"weight": weight.to("meta"), "bias": bias}, {"weight": weight, "bias": bias.to("meta")}):
+        with torch.no_grad(), contextlib.suppress(RuntimeError):
+            linear_module.linear(rows, **place)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("count", [2, 40])
+def test_operations_are_counted(count, gradients):
+    layer, rows = Linear(7, 5), torch.randn(count, 7, requires_grad=gradients)
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(gradients):
+        outputs = layer(rows)
+    assert counter.get_total_flops() == 2 * count * 7 * 5
+    if gradients:
+        for result in (outputs, layer(rows)):  # the mode saw it forwards, or sees it only backwards
+            with FlopCounterMode(display=False) as counter:
+                result.sum().backward()
+            assert counter.get_total_flops() == 2 * (2 * count * 7 * 5)
+
+
+def test_onednn_can_be_switched_off(monkeypatch):
+    calls = []
+    monkeypatch.setattr(linear_module, "by_onednn", lambda *_: calls.append(1) or torch.zeros(40, 5))
+    layer, rows = Linear(7, 5), torch.randn(40, 7)
+    with torch.no_grad():
+        layer(rows)
+        with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+            layer(rows)
+    assert len(calls) == linear_module.ONEDNN

@@ -40,9 +40,9 @@ class BertEmbeddings(nn.Module):
     ) -> torch.Tensor:
         embeddings = (self.word(input_ids) if inputs_embeds is None else inputs_embeds) + self.position(position_ids)
         if self.token_type is not None:
-            embeddings = embeddings + (
-                self.token_type.weight[0] if token_type_ids is None else self.token_type(token_type_ids)
-            )
+            if token_type_ids is None:
+                token_type_ids = position_ids.new_zeros(1, 1)
+            embeddings = embeddings + self.token_type(token_type_ids)
         return self.dropout(self.norm(embeddings))
 
 

@@ -8,27 +8,33 @@ from torch import nn
 from hfvlm.nn.linear import linear
 
 
+class PatchProjection(nn.Conv2d):
+    """`nn.Conv2d` whose stride is its kernel; on CPU a matrix product, which rearranges no weights.
+
+    It is a layer of its own, so that it is called like any other: hooks hear it, and offloaded weights come.
+    """
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`[batch, channels, h, w]` -> `[batch, dim, h / patch_size, w / patch_size]`."""
+        size = self.kernel_size[0]
+        batch, channels, height, width = pixel_values.shape
+        if pixel_values.device.type != "cpu" or torch.compiler.is_compiling() or height % size or width % size:
+            return super().forward(pixel_values)
+        rows, columns = height // size, width // size
+        patches = pixel_values.reshape(batch, channels, rows, size, columns, size)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * size * size)
+        return linear(patches, self.weight.flatten(1), self.bias).transpose(1, 2).unflatten(2, (rows, columns))
+
+
 class PatchEmbedding(nn.Module):
     """Cuts an image into square patches and projects each: `[batch, channels, h, w]` -> `[batch, patches, dim]`."""
 
     def __init__(self, patch_size: int, channels: int, dim: int, bias: bool = True):
         super().__init__()
-        self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size, bias=bias)
+        self.proj = PatchProjection(channels, dim, kernel_size=patch_size, stride=patch_size, bias=bias)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        proj, size = self.proj, self.proj.kernel_size[0]
-        batch, channels, height, width = pixel_values.shape
-        if (
-            pixel_values.device.type == "cpu"
-            and not torch.compiler.is_compiling()
-            and type(proj) is nn.Conv2d
-            and not (proj._forward_hooks or proj._forward_pre_hooks)
-            and height % size == width % size == 0
-        ):  # as one matrix product, which needs no rearranged copy of the weights
-            patches = pixel_values.reshape(batch, channels, height // size, size, width // size, size)
-            patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * size * size)
-            return linear(patches, proj.weight.flatten(1), proj.bias)
-        return proj(pixel_values).flatten(2).transpose(1, 2)
+        return self.proj(pixel_values).flatten(2).transpose(1, 2)
 
 
 def resize_positions(

@@ -46,6 +46,11 @@ def by_onednn(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
     return outputs
 
 
+def _is_watched() -> bool:
+    """Whether a dispatch mode (`FlopCounterMode`, selective checkpointing) sees the operators: it knows torch's."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
 class _WithGradients(torch.autograd.Function):
     """`by_onednn`, and its gradients by the same kernel."""
 
@@ -59,7 +64,8 @@ class _WithGradients(torch.autograd.Function):
         rows, weight = ctx.saved_tensors
         for_rows, for_weight, for_bias = ctx.needs_input_grad
         # gradients of gradients are torch's to find; so many terms a sum are no gain
-        product = by_onednn if not torch.is_grad_enabled() and len(rows) <= ROWS else nn.functional.linear
+        own = not torch.is_grad_enabled() and len(rows) <= ROWS and not _is_watched()
+        product = by_onednn if own else nn.functional.linear
         return (
             product(gradient, weight.t(), None) if for_rows else None,
             product(gradient.t(), rows.t(), None) if for_weight else None,
@@ -67,16 +73,23 @@ class _WithGradients(torch.autograd.Function):
         )
 
 
-def _may_choose(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether these are plain fp32 tensors on CPU, and nobody but autograd looks on as they are multiplied."""
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether this is an fp32 tensor of torch's own class on CPU (offloaded weights are on the meta device)."""
     return (
-        inputs.device.type == "cpu"
-        and inputs.dtype == weight.dtype == torch.float32
+        tensor.device.type == "cpu" and tensor.dtype == torch.float32 and type(tensor) in (torch.Tensor, nn.Parameter)
+    )
+
+
+def _may_choose(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether these are plain tensors, and nobody but autograd looks on as they are multiplied."""
+    return (
+        _is_plain(inputs)
+        and _is_plain(weight)
+        and (bias is None or _is_plain(bias))
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled("cpu")
-        and type(inputs) in (torch.Tensor, nn.Parameter)
-        and type(weight) in (torch.Tensor, nn.Parameter)
+        and not _is_watched()
         and inputs.shape[-1] == weight.shape[1]
         and weight.is_contiguous()
     )
@@ -88,13 +101,13 @@ def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     Args:
         inputs: `[..., in]`; `weight`: `[out, in]`; `bias`: `[out]`.
     """
-    if _may_choose(inputs, weight):
+    if _may_choose(inputs, weight, bias):
         outputs, width = weight.shape
         rows = inputs.reshape(-1, width)
         product = None
         if len(rows) in FEW_ROWS:
             product = None if torch.is_grad_enabled() else turned_round
-        elif len(rows) and ONEDNN:
+        elif len(rows) and ONEDNN and torch._C._get_mkldnn_enabled():
             if not torch.is_grad_enabled():
                 product = by_onednn
             elif not (torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0):
