@@ -9,7 +9,7 @@ https://github.com/mlfoundations/open_clip, folders of transformers' CLIP, and h
 An archive's program is not run: its tensors are read. Sizes come from the weights; heads (64 wide unless told) and
 what else weights do not tell from `--config`: a JSON file with fields of `hfvlm.ClipConfig`, or open_clip's own, which
 is also found beside the checkpoint. Without it the activation is OpenAI's QuickGELU. Texts need the merges file of the
-original, as `--vocab` or beside the checkpoint; without one, the model is written alone.
+original, or a folder with a tokenizer, as `--vocab` or beside the checkpoint; without one, the model is written alone.
 """
 
 import json
@@ -63,7 +63,7 @@ def convert(
         config: fields of `ClipConfig` or open_clip's description of a model, or a JSON file of either, for what the
             shapes do not tell.
         image_size: pixels a side; the position table is resized if the checkpoint's is another.
-        vocab: the original's merges file; by default that or a tokenizer beside the checkpoint.
+        vocab: the original's merges file, or a folder with a tokenizer; by default what lies beside the checkpoint.
         output: folder to save the model in, with its processor if there is a vocabulary.
         verify: run the model once and refuse outputs that are not finite.
 
@@ -105,6 +105,7 @@ def _converted(checkpoint, variant, config, image_size, vocab, output, verify) -
 
 def _build(source: Checkpoint, variant, config: ConfigLike, image_size, vocab) -> Conversion:
     kind, tensors, images = (source.config or {}).get("model_type"), source.tensors, {}
+    texts: dict[str, Any] = {}
     if isinstance(config, (str, Path)):
         config = json.loads(Path(config).read_text(encoding="utf-8"))
     release = kind not in (*IN_TREE, ClipConfig.model_type)
@@ -113,6 +114,7 @@ def _build(source: Checkpoint, variant, config: ConfigLike, image_size, vocab) -
         config = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
     if config is not None and open_clip.is_description(config):
         description, config = config, open_clip.model_fields(config)
+        texts = open_clip.text_fields(description)
         images = open_clip.image_fields(description, image_size or config["vision_config"]["image_size"])
     if kind == ClipConfig.model_type:
         head, fields, rules = _own(source)
@@ -127,7 +129,10 @@ def _build(source: Checkpoint, variant, config: ConfigLike, image_size, vocab) -
         rules = clip_rules.release_rules(built, clip_rules.text_prefix(tensors))
     model = head(built)
     dropped = folder.fill(model, rules, tensors)
-    processor = clip_processor.processor_for(built, source.folder, vocab, images)
+    if kind == ClipConfig.model_type and vocab is None:
+        processor = clip_processor.own_processor(built, source.folder)
+    else:
+        processor = clip_processor.processor_for(built, source.folder, vocab, images, texts)
     return Conversion(model, processor, dropped)
 
 
@@ -206,7 +211,7 @@ def _back(conversion: Conversion) -> Conversion:
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = command.argument_parser(__doc__, VARIANTS, "ClipConfig, or open_clip's own")
-    parser.add_argument("--vocab", type=Path, help="the original's merges file, gzipped or not")
+    parser.add_argument("--vocab", type=Path, help="the original's merges file, or a folder with a tokenizer")
     args = parser.parse_args(argv)
 
     def convert_to(output: Path | None) -> Conversion:
@@ -214,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def notes(conversion: Conversion) -> Iterator[str]:
         if conversion.processor is None:
-            yield "no processor written: give --vocab, or a folder with a tokenizer"
+            yield clip_processor.what_is_missing(conversion.model.config)
         beside = (args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent) / open_clip.FILE
         told = args.config is not None or args.variant is not None or beside.is_file()
         if not told and command.model_type_of(args.checkpoint) is None:

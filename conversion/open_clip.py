@@ -24,7 +24,7 @@ KNOWN = {
 IDLE = {
     "model": "custom_text init_logit_scale nonscalar_logit_scale output_dict",
     "vision_cfg": "patch_dropout output_tokens pos_embed_type",
-    "text_cfg": "output_tokens hf_tokenizer_name tokenizer_kwargs pooler_type hf_model_pretrained",
+    "text_cfg": "output_tokens hf_tokenizer_name tokenizer_kwargs pooler_type hf_model_pretrained",  # see text_fields
 }
 POOLING = {"tok": "cls", "avg": "mean"}
 RESAMPLING = {"bilinear": 2, "bicubic": 3}  # as PIL numbers them
@@ -67,6 +67,27 @@ def image_fields(description: Mapping[str, Any], image_size: int) -> dict[str, A
         settings["resample"] = RESAMPLING[_one_of(images, "interpolation", RESAMPLING)]
     if "resize_mode" in images and _one_of(images, "resize_mode", ("shortest", "squash")) == "squash":
         settings.update(size={"height": image_size, "width": image_size}, do_center_crop=False)
+    return settings
+
+
+def text_fields(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a `ClipProcessor` where the texts are another tokenizer's than CLIP's; empty where they are CLIP's.
+
+    Raises:
+        ValueError: texts are read in a way that the processor has no setting for; names it.
+    """
+    text = description.get("model_cfg", description).get("text_cfg") or {}
+    told = dict(text.get("tokenizer_kwargs") or {})
+    settings = {"mend_texts": True, "strip_sep_token": bool(told.pop("strip_sep_token", False))}
+    if not text.get("hf_tokenizer_name"):
+        told, settings = text.get("tokenizer_kwargs"), {}
+    elif told.get("clean") == "whitespace":  # as without it
+        del told["clean"]
+    if told:
+        raise ValueError(
+            f"open_clip's tokenizer_kwargs are {told}: of these the processor has strip_sep_token alone, for the "
+            "tokenizer that hf_tokenizer_name names"
+        )
     return settings
 
 

@@ -2,16 +2,17 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import tiny_model, tiny_tokenizer
 from torch import nn
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, CLIPTokenizer
 
 import hfvlm
-from hfvlm.conversion import clip_rules, open_clip
+from hfvlm.conversion import clip_processor, clip_rules, open_clip
 from hfvlm.conversion.clip_processor import MERGES_FILE, byte_letters, read_merges
 from hfvlm.conversion.convert_clip import convert, main, to_transformers
 from hfvlm.conversion.rules import KeyMismatch, apply, invert
@@ -81,6 +82,7 @@ def folder(release, tmp_path) -> Path:
 
 def arguments(folder: Path, *more: str, config: str = "fields.json") -> list[str]:
     paths = {"checkpoint": folder / "clip.pt", "output": folder.parent / "out", "config": folder / config}
+    paths["vocab"] = folder / MERGES_FILE
     return [*(str(part) for name, path in paths.items() for part in (f"--{name}", path)), *more]
 
 
@@ -215,14 +217,15 @@ def test_on_the_command_line(model, folder, capsys):
     assert processor.image_processor.crop_size.height == processor.image_processor.size.shortest_edge == 32
 
 
-def test_what_is_left_to_a_guess_is_said(folder, capsys):
+def test_what_is_left_to_a_guess_is_said(folder, capsys, monkeypatch):
+    monkeypatch.setattr(clip_processor, "WORDS", WORDS)
     (folder / MERGES_FILE).unlink()
     heads = {"hidden_size": 64, "num_attention_heads": 1}
     torch.save(to_release(tiny(vision_config=heads, text_config=heads)), folder / "clip.pt")
     arguments = ["--checkpoint", str(folder / "clip.pt"), "--output", str(folder.parent / "out")]
     assert main(arguments) == 0
     said = capsys.readouterr().out
-    assert "no processor written: give --vocab" in said
+    assert f"no processor written: texts need OpenAI's {MERGES_FILE}, in the folder clip/ of https://github" in said
     assert "heads of 64 and QuickGELU, as OpenAI's: if the weights are open_clip's, give its JSON as --config" in said
 
 
@@ -237,7 +240,7 @@ def test_open_clips_description(model, folder):
     images = {"mean": [0.5, 0.5, 0.4], "std": [0.3, 0.3, 0.2], "interpolation": "bilinear", "resize_mode": "squash"}
     beside = {"model_cfg": described(quick_gelu=True), "preprocess_cfg": images}
     (folder / open_clip.FILE).write_text(json.dumps(beside))
-    quick = convert(folder / "clip.pt", image_size=48, output=folder.parent / "out")
+    quick = convert(folder / "clip.pt", image_size=48, vocab=folder / MERGES_FILE, output=folder.parent / "out")
     assert quick.config.vision_config.hidden_act == "quick_gelu"
     settings = AutoProcessor.from_pretrained(folder.parent / "out").image_processor
     assert (settings.size.height, settings.size.width, settings.do_center_crop) == (48, 48, False)
@@ -261,9 +264,73 @@ def test_custom_text_models_with_a_bias(tmp_path):
     assert converted.config.objective == "sigmoid"
 
 
+def test_merges_are_not_guessed_for_another_vocabulary(folder, capsys, monkeypatch):
+    """Beside a checkpoint they are taken for the published vocabulary alone."""
+    out = folder.parent / "out"
+    convert(folder / "clip.pt", config=HEADS, output=out)
+    assert not (out / "tokenizer.json").exists()
+    shutil.rmtree(out)
+    monkeypatch.setattr(clip_processor, "WORDS", WORDS)
+    convert(folder / "clip.pt", config=HEADS, output=out)
+    assert AutoProcessor.from_pretrained(out).tokenizer.vocab_size == WORDS
+
+
+def test_a_stock_tokenizers_folder(folder, tmp_path):
+    """Without a configuration, and with one that pads with a word, as laion's largest does: "!" stays that word."""
+    numbers, merges = read_merges(folder / MERGES_FILE, WORDS)
+    CLIPTokenizer(vocab=numbers, merges=merges).save_pretrained(tmp_path / "plain")
+    CLIPTokenizer(vocab=numbers, merges=merges, pad_token="!").save_pretrained(tmp_path / "padded")
+    (tmp_path / "plain" / "tokenizer_config.json").unlink()
+    (tmp_path / "empty").mkdir()
+    expected = [WORDS - 2, numbers["the</w>"], numbers["dog</w>"], numbers["!</w>"], WORDS - 1]
+    for kind in ("plain", "padded"):
+        convert(folder / "clip.pt", config=HEADS, vocab=tmp_path / kind, output=tmp_path / f"{kind} out")
+        processor = AutoProcessor.from_pretrained(tmp_path / f"{kind} out")
+        assert processor(text="The DOG!")["input_ids"].tolist() == [expected]
+        assert processor.tokenizer.model_max_length == 40
+    with pytest.raises(FileNotFoundError, match="has no tokenizer: expected tokenizer.json or vocab.json"):
+        convert(folder / "clip.pt", config=HEADS, vocab=tmp_path / "empty")
+
+
+def test_texts_of_another_tokenizer(folder, tmp_path, capsys):
+    """CLIPA's: BERT's ids without separators; the processor says so in every folder made of it."""
+    bert = {"hf_tokenizer_name": "bert-base-uncased", "tokenizer_kwargs": {"strip_sep_token": True}}
+    description = described(text_cfg={**bert, "no_causal_mask": True, "pool_type": "last"})
+    tiny_tokenizer().save_pretrained(tmp_path / "bert")
+    (folder / "CLIPA.json").write_text(json.dumps(description))
+    assert main(arguments(folder, "--vocab", str(tmp_path / "bert"), config="CLIPA.json")) == 0
+    convert(folder.parent / "out", image_size=48, output=tmp_path / "larger")
+    for name in (folder.parent / "out", tmp_path / "larger"):
+        processor = AutoProcessor.from_pretrained(name)
+        words = processor.tokenizer.get_vocab()
+        ids = processor(text="a dog &amp;amp;")["input_ids"].tolist()
+        assert ids == [[words["[CLS]"], words["a"], words["dog"], words["[UNK]"], *[0] * 36]]
+    assert processor.image_processor.crop_size.height == 48
+    with pytest.raises(ValueError, match="no place for the processor's strip_sep_token=True"):
+        clip_processor.in_tree_processor(processor)
+    assert main(arguments(folder, "--output", str(tmp_path / "no"), config="CLIPA.json")) == 1
+    assert "hf_tokenizer_name says that texts are not read by CLIP's merges" in capsys.readouterr().err
+    convert(folder / "clip.pt", config=description, output=tmp_path / "alone")
+    assert not (tmp_path / "alone" / "processor_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        {"hf_tokenizer_name": "bert-base-uncased", "tokenizer_kwargs": {"strip_sep_token": True, "clean": "lower"}},
+        {"tokenizer_kwargs": {"strip_sep_token": True}},
+    ],
+    ids=["another cleaning", "no such tokenizer"],
+)
+def test_tokenizer_settings_that_cannot_be_kept_are_refused(text, release):
+    with pytest.raises(ValueError, match="tokenizer_kwargs are .*: of these the processor has strip_sep_token alone"):
+        convert(release, config=described(text_cfg=text))
+
+
 def test_a_text_tower_that_sees_its_padding_gets_full_texts(folder):
     text = {"no_causal_mask": True, "pool_type": "last"}
-    convert(folder / "clip.pt", config=described(text_cfg=text), output=folder.parent / "out")
+    vocab = folder / MERGES_FILE
+    convert(folder / "clip.pt", config=described(text_cfg=text), vocab=vocab, output=folder.parent / "out")
     processor = AutoProcessor.from_pretrained(folder.parent / "out")
     assert processor.pad_to_max
     assert processor(text="the dog")["input_ids"].shape == (1, 40)
@@ -391,7 +458,7 @@ def test_merges(tmp_path):
 
 
 def test_a_tokenizer_with_more_words_than_the_model_is_refused(folder):
-    convert(folder / "clip.pt", config=HEADS, output=folder.parent / "out")
+    convert(folder / "clip.pt", config=HEADS, vocab=folder / MERGES_FILE, output=folder.parent / "out")
     smaller = to_release(tiny(text_config={"vocab_size": 64, "bos_token_id": 62, "eos_token_id": 63}))
     torch.save(smaller, folder.parent / "out" / "clip.pt")
     with pytest.raises(ValueError, match="has 520 words, the checkpoint 64"):

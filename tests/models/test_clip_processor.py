@@ -146,6 +146,27 @@ def test_a_tokenizer_of_another_kind_is_left_to_its_ways():
     assert processor.clean(" A  &amp; ") == " A  &amp; "
 
 
+def test_what_a_clip_tokenizer_pads_with_changes_nothing(processor, tmp_path):
+    """laion's largest and SDXL's second pad with "!", the stock one with the end of text."""
+    processor.tokenizer.save_pretrained(tmp_path)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path, pad_token="!")
+    other, texts = ClipProcessor(processor.image_processor, tokenizer), ["The  DOG &amp;amp; cafÃ©", "a"]
+    expected, got = processor(text=texts), other(text=texts)
+    assert tokenizer.pad_token == "!" and all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+def test_texts_of_open_clips_that_end_in_0(tmp_path):
+    """CLIPA's: a BERT tokenizer's ids without its separators, of texts that were mended, not lowered."""
+    processor = ClipProcessor(CLIPImageProcessorPil(), tiny_tokenizer(), mend_texts=True, strip_sep_token=True)
+    processor.save_pretrained(tmp_path)
+    processor, words = ClipProcessor.from_pretrained(tmp_path), processor.tokenizer.get_vocab()
+    assert processor.clean(" A  &amp; cafÃ©") == "A & café"
+    ids = processor(text=["a [SEP] dog", "dog"], padding="max_length", max_length=6)["input_ids"].tolist()
+    assert ids == [[words["[CLS]"], words["a"], 0, words["dog"], 0, 0], [words["[CLS]"], words["dog"], 0, 0, 0, 0]]
+    with pytest.raises(ValueError, match="needs a tokenizer with a sep_token"):
+        ClipProcessor(CLIPImageProcessorPil(), tiny_clip_tokenizer(), strip_sep_token=True)
+
+
 def test_images_and_texts_in_any_numbers():
     processor = tiny_processor("clip")
     batch = processor(images=[image(), image((9, 70)), image()], text=["a dog", "the red cat"])

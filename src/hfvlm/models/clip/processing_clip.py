@@ -3,6 +3,9 @@
 import html
 import re
 import unicodedata
+from typing import Any
+
+from transformers import CLIPTokenizer
 
 from hfvlm.two_tower_processing import TwoTowerProcessor
 
@@ -20,10 +23,10 @@ PIECES = re.compile(r"<\|(?:start|end)oftext\|>|'(?:s|t|re|ve|m|ll|d)|(?P<run>(?
 LITERAL = re.compile(r"(?:start|end)oftext\|>")
 
 
-def clean(text: str) -> str:
-    """Mends broken encodings and HTML entities, makes any run of white space one space, and lowers the case."""
+def mend(text: str) -> str:
+    """Mends broken encodings and HTML entities, and makes any run of white space one space."""
     text = html.unescape(html.unescape(fix_text(text)))
-    return re.sub(r"\s+", " ", text).strip().lower()
+    return re.sub(r"\s+", " ", text).strip()
 
 
 def _apart(piece: re.Match) -> str:
@@ -48,17 +51,46 @@ class ClipProcessor(TwoTowerProcessor):
             middle is half a pixel off, it crops at the one before and the original at the even one.
         tokenizer: CLIP's, whose texts are cleaned first, or the tokenizer of another text tower.
         pad_to_max: pad every text to the model's full length unless a call says otherwise.
+        mend_texts: clean the texts of another tokenizer too, but for their case, as open_clip does.
+        strip_sep_token: ids of the separator, which ends a BERT tokenizer's texts, become 0, as in CLIPA.
+
+    Raises:
+        ValueError: `strip_sep_token` with a tokenizer that has no separator.
     """
 
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        pad_to_max: bool = False,
+        mend_texts: bool = False,
+        strip_sep_token: bool = False,
+        **kwargs,
+    ):
+        super().__init__(image_processor, tokenizer, pad_to_max=pad_to_max, **kwargs)
+        if strip_sep_token and self.tokenizer.sep_token_id is None:
+            raise ValueError("strip_sep_token needs a tokenizer with a sep_token, as BERT's; this one has none")
+        self.mend_texts = mend_texts
+        self.strip_sep_token = strip_sep_token
+
     def clean(self, text: str) -> str:
-        return PIECES.sub(_apart, clean(text)) if self._ends_as_clip else text
+        if self._reads_as_clip:
+            return PIECES.sub(_apart, mend(text).lower())
+        return mend(text) if self.mend_texts else text
 
     @property
     def padding_id(self) -> int:
         """The id that fills up shorter texts: CLIP's is 0, which is a word too."""
-        return 0 if self._ends_as_clip else self.tokenizer.pad_token_id
+        return 0 if self._reads_as_clip else self.tokenizer.pad_token_id
 
     @property
-    def _ends_as_clip(self) -> bool:
-        """CLIP's vocabulary has no padding token of its own: the stock tokenizer pads with the end of text."""
-        return self.tokenizer.eos_token is not None and self.tokenizer.pad_token == self.tokenizer.eos_token
+    def _reads_as_clip(self) -> bool:
+        """Told by the class: what CLIP tokenizers call their padding differs, and does not count."""
+        return isinstance(self.tokenizer, CLIPTokenizer)
+
+    def _encode(self, *args: Any) -> dict[str, list[list[int]]]:
+        encoded = super()._encode(*args)
+        if self.strip_sep_token:
+            end = self.tokenizer.sep_token_id
+            encoded["input_ids"] = [[0 if token == end else token for token in row] for row in encoded["input_ids"]]
+        return encoded
