@@ -119,10 +119,12 @@ def test_nearest_is_exact_in_chunks(chunk_size, dtype):
     torch.testing.assert_close(scores, expected)
 
 
-def test_nearest_gives_what_there_is_and_equals_in_order():
-    rows = torch.ones(3, 2)
-    scores, found = nearest(torch.ones(1, 2), rows, 10, chunk_size=1)
-    assert (scores.tolist(), found.tolist()) == ([[2.0, 2.0, 2.0]], [[0, 1, 2]])
+@pytest.mark.parametrize("chunk_size", [1, 30, 200])
+def test_nearest_gives_what_there_is_and_equals_once_each(chunk_size):
+    rows = torch.ones(100, 2)
+    scores, found = nearest(torch.ones(1, 2), rows, 200, chunk_size)
+    assert scores.tolist() == [[2.0] * 100]
+    assert sorted(found[0].tolist()) == list(range(100))
     with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
         nearest(torch.ones(1, 2), rows, 0)
     with pytest.raises(ValueError, match=r"queries \[1, 3\] must be \[q, 2\]"):

@@ -15,7 +15,7 @@ def nearest(
         chunk_size: rows that are converted and multiplied at a time.
 
     Returns:
-        scores and row numbers, both `[q, min(top_k, n)]`.
+        scores and row numbers, both `[q, min(top_k, n)]`; equal scores are in no particular order.
 
     Raises:
         ValueError: `top_k` below 1, or vectors of different width.
@@ -27,10 +27,9 @@ def nearest(
     for start in range(0, len(rows), chunk_size):
         scores = queries @ rows[start : start + chunk_size].to(torch.float32).t()
         scores, numbers = scores.topk(min(top_k, scores.shape[1]))
-        # the best of earlier chunks come first, so that of equal scores the earlier row wins
         best, found = torch.cat([best, scores], dim=1), torch.cat([found, numbers + start], dim=1)
-        best, order = best.sort(descending=True, stable=True)
-        best, found = best[:, :top_k], found.gather(1, order)[:, :top_k]
+        best, order = best.topk(min(top_k, best.shape[1]))
+        found = found.gather(1, order)
     return best, found
 
 
