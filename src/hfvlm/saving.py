@@ -178,6 +178,8 @@ def _copy_code(saved: Any, folder: Path) -> None:
         return Path(cached_file(source, name, revision=revision)).read_bytes()
 
     manifest = json.loads(read(MANIFEST))
+    if not (isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) and "hfvlm" in manifest):
+        raise ValueError(f"{MANIFEST} of {source} does not list the modules and the version of hfvlm that they are of")
     running = Path(sys.modules[module].__file__).parent
     code = {}
     for name, digest in manifest["files"].items():

@@ -111,13 +111,15 @@ def main(folder: Path, work: Path, photo: Path) -> None:
         seen["untrusted"] = str(error)
 
     # the place it was loaded from is gone, or holds something else by now
-    for change in ("gone", "changed", "edited"):
+    for change in ("gone", "changed", "edited", "unlisted", "listless"):
         source = shutil.copytree(folder, work / f"{change}_source")
         model = AutoModelForImageTextToText.from_pretrained(source, trust_remote_code=True)
         if change == "gone":
             shutil.rmtree(source)
         elif change == "changed":
             (source / "outputs.py").write_text("# another version\n")
+        elif change in ("unlisted", "listless"):  # a manifest of another form
+            (source / "code_manifest.json").write_text("{}" if change == "unlisted" else "[]")
         else:  # a module that the model does not run
             with (source / "pipelines_image_to_text.py").open("a") as module:
                 module.write("# by another hand\n")

@@ -341,7 +341,14 @@ def test_processor_files_alone_load_without_hfvlm_only_when_trusted(clean):
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"), [("gone", "is gone"), ("changed", "outputs.py"), ("edited", "pipelines_image_to_text.py")]
+    ("change", "reason"),
+    [
+        ("gone", "is gone"),
+        ("changed", "outputs.py"),
+        ("edited", "pipelines_image_to_text.py"),
+        ("unlisted", "does not list the modules"),
+        ("listless", "does not list the modules"),
+    ],
 )
 def test_without_the_place_it_came_from_the_pipeline_is_dropped_with_a_warning(clean, change, reason):
     seen, work = clean
