@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hfvlm.images import ImageError, open_image
+from hfvlm.images import IMAGE_SUFFIXES, ImageError, open_image
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -135,13 +135,41 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(format, mode):
         (np.array([[0.0, 0.4, 1.0]], dtype=np.float32), [0, 102, 255]),
         (np.array([[0.0, 100.0, 255.0]], dtype=np.float32), [0, 100, 255]),
         (np.array([[-1.0, 0.0, 1.0]], dtype=np.float32), [0, 128, 255]),
-        (np.array([[np.nan, np.inf, 1.0]], dtype=np.float32), [0, 0, 255]),
         (np.array([[-5.0, -5.0, -5.0]], dtype=np.float32), [0, 0, 0]),
     ],
 )
 def test_wide_integers_and_floats_are_scaled_by_range(levels, expected):
     opened = open_image(encoded(Image.fromarray(levels), "TIFF"))
     assert np.asarray(opened)[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_levels_that_are_no_number_are_refused(tmp_path, value):
+    Image.fromarray(np.array([[value, 0.5, 1.0]], dtype=np.float32)).save(tmp_path / "levels.tiff")
+    with pytest.raises(ImageError, match=r"levels.tiff: holds NaN"):
+        open_image(tmp_path / "levels.tiff")
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+def test_every_suffix_that_is_searched_for_is_read(photo, tmp_path, suffix):
+    photo.save(tmp_path / f"photo{suffix}")
+    assert open_image(tmp_path / f"photo{suffix}").size == photo.size
+
+
+@pytest.mark.parametrize("format", ["EPS", "PDF", "ICO", "TGA"])
+def test_other_formats_are_refused_whatever_the_name(photo, tmp_path, monkeypatch, format):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(encoded(photo, format))
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **kwargs: pytest.fail("a program was run"))
+    for source in (path, path.read_bytes()):
+        with pytest.raises(ImageError, match="is not an image that can be read"):
+            open_image(source)
+
+
+def test_a_photo_of_several_pictures_is_still_a_jpeg(photo):
+    data = encoded(photo, "MPO", save_all=True, append_images=[photo])
+    assert Image.open(io.BytesIO(data)).format == "MPO"  # as some phones and stereo cameras write
+    assert open_image(data).size == photo.size
 
 
 @pytest.mark.parametrize(("mode", "format"), [("CMYK", "JPEG"), ("L", "PNG"), ("1", "PNG"), ("YCbCr", "TIFF")])

@@ -6,6 +6,7 @@ import io
 import os
 import urllib.request
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,9 @@ def open_image(source: Any, timeout: float | None = None) -> Image.Image:
         an RGB image, all in memory.
 
     Raises:
-        ImageError: missing, unreadable, empty, not an image, truncated, or with more pixels than
-            `PIL.Image.MAX_IMAGE_PIXELS` (refused before they are decoded).
+        ImageError: missing, unreadable, empty, not an image of a format that `IMAGE_SUFFIXES` name (whatever its own
+            name), truncated, with NaN or infinite levels, or with more pixels than `PIL.Image.MAX_IMAGE_PIXELS`
+            (refused before they are decoded).
     """
     name = _name(source)
     if isinstance(source, Image.Image):
@@ -75,11 +77,18 @@ def open_image(source: Any, timeout: float | None = None) -> Image.Image:
             raise ImageError(f"{name}: is empty (0 bytes)")
         data = io.BytesIO(data)
     try:
-        image = Image.open(data)
+        image = Image.open(data, formats=_formats())
     except Exception as error:
         raise _failed(name, error) from error
     with image:
         return _decode(image, name)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """PIL's names of the formats that are read. Of the others some run programs: PostScript goes to Ghostscript."""
+    known = Image.registered_extensions()
+    return tuple(dict.fromkeys(known[suffix] for suffix in IMAGE_SUFFIXES if suffix in known))
 
 
 def _name(source: Any) -> str:
@@ -204,7 +213,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         levels = levels / 257.0
     else:
-        levels = np.where(np.isfinite(levels), levels, 0).astype(np.float64)
+        if not np.isfinite(levels).all():
+            raise ValueError("holds NaN or infinite levels, which are no grey")
+        levels = levels.astype(np.float64)
         low, high = levels.min(), levels.max()
         if image.mode == "F" and low >= 0 and high <= 1:
             levels = levels * 255.0
