@@ -167,6 +167,23 @@ def test_attention_pooling_shows_its_weights():
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 1))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_listens_to_any_part_hears_it_unchanged(kind):
+    """Backwards, and forwards what the norms gave before the ReLU."""
+    model, backwards, forwards = tower(kind), set(), {}
+    for name, module in model.named_modules():
+        module.register_full_backward_hook(lambda *_, name=name: backwards.add(name))
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_hook(lambda *args, name=name: forwards.update({name: args[-1]}))
+    pixels = torch.randn(2, 3, 64, 64, requires_grad=True)
+    model(pixels).pooler_output.sum().backward()
+    norms = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    assert norms <= backwards
+    with torch.no_grad():
+        model(pixels)
+    assert norms == set(forwards) and all(output.min() < 0 for output in forwards.values())
+
+
 def test_a_modified_block_starts_as_its_shortcut():
     torch.manual_seed(0)
     model = ResNetTower(ResNetTowerConfig(depths=(2, 1, 1, 1), width=4, modified=True, image_size=64)).eval()

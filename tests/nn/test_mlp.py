@@ -80,3 +80,40 @@ def test_quick_gelu_has_first_and_second_derivatives():
 
 def test_other_activations_are_those_of_transformers():
     assert activation("gelu") is not None and type(activation("gelu")) is type(ACT2FN["gelu"])
+
+
+@pytest.mark.parametrize("listener", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+@pytest.mark.parametrize("layer", ["fc1", "act", "fc2"])
+def test_who_listens_backwards_hears_the_gradient(listener, layer):
+    module, rows, heard = Mlp(6, 10, "quick_gelu"), torch.randn(9, 6), []
+    getattr(getattr(module, layer), listener)(lambda *_: heard.append(1))
+    module(rows).sum().backward()
+    assert heard == [1]
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_who_listens_before_the_activation_keeps_what_it_heard(everywhere):
+    module, rows, heard = Mlp(6, 10, "quick_gelu"), torch.randn(9, 6), []
+
+    def listen(layer, args):
+        if layer is module.act:
+            heard.append(args[0])
+
+    register = torch.nn.modules.module.register_module_forward_pre_hook if everywhere else None
+    handle = (register or module.act.register_forward_pre_hook)(listen)
+    with torch.no_grad():
+        module(rows)
+        handle.remove()
+        torch.testing.assert_close(heard[0], module.fc1(rows))
+
+
+def test_what_is_between_the_layers_is_overwritten_when_nobody_looks(monkeypatch):
+    module, rows, given = Mlp(6, 10, "quick_gelu"), torch.randn(9, 6), []
+    forward = QuickGelu.forward
+    monkeypatch.setattr(
+        QuickGelu, "forward", lambda *args, overwrite=False: given.append(overwrite) or forward(*args, overwrite)
+    )
+    module(rows)
+    with torch.no_grad():
+        module(rows)
+    assert given == [False, True]

@@ -19,6 +19,7 @@ from hfvlm.modeling import VlmPreTrainedModel
 from hfvlm.nn.attention import CrossAttention
 from hfvlm.nn.batch_norm import BatchNorm2d
 from hfvlm.nn.embedding import check_pixels, resize_positions
+from hfvlm.nn.hooks import may_overwrite
 from hfvlm.nn.linear import Linear
 
 
@@ -35,7 +36,9 @@ class ConvNorm(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         features = self.norm(self.conv(features))
-        return features.relu_() if self.relu else features
+        if not self.relu:
+            return features
+        return features.relu_() if may_overwrite(self.norm) else features.relu()
 
 
 class ResidualBlock(GradientCheckpointingLayer):

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from hfvlm.nn.activation import QuickGelu, activation
+from hfvlm.nn.hooks import may_overwrite, unheard
 from hfvlm.nn.linear import Linear
 
 
@@ -38,16 +39,13 @@ class Mlp(nn.Module):
 
     def _in_parts(self, hidden_states: torch.Tensor) -> bool:
         """Whether rows may go through apart: nobody looks at what the layers are given and give."""
-        layers = (self.fc1, self.act, self.fc2)
         return (
-            hidden_states.device.type == "cpu"
-            and not torch.jit.is_tracing()
-            and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+            hidden_states.device.type == "cpu" and not torch.jit.is_tracing() and unheard(self.fc1, self.act, self.fc2)
         )
 
     def _both(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = self.fc1(hidden_states)
-        if isinstance(self.act, QuickGelu) and type(self.fc1) is Linear and not self.fc1._forward_hooks:
+        if isinstance(self.act, QuickGelu) and type(self.fc1) is Linear and may_overwrite(self.fc1, self.act):
             hidden_states = self.act(hidden_states, overwrite=True)  # nobody else holds it
         else:
             hidden_states = self.act(hidden_states)
