@@ -102,6 +102,13 @@ def test_bad_input_is_named(ids):
         tower(pooling="eos", eos_token_id=[1, 2])
 
 
+@pytest.mark.parametrize("pooling", ["argmax", "eos", "first", "last"])
+def test_masks_of_other_devices_are_not_waited_for(pooling, ids):
+    """A meta tensor has no numbers to wait for."""
+    outputs = tower(pooling=pooling).to("meta")(ids.to("meta"), torch.ones_like(ids, device="meta"))
+    assert outputs.pooler_output.shape == (2, 24)
+
+
 def test_a_fresh_tower_has_the_released_codes_scale():
     torch.manual_seed(0)
     config = ClipTextTowerConfig(hidden_size=256, num_attention_heads=4, num_hidden_layers=3, intermediate_size=1024)

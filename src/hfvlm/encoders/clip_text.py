@@ -72,7 +72,8 @@ class ClipTextTower(VlmPreTrainedModel):
             `last_hidden_state` `[batch, length, hidden_size]`, normed; `pooler_output` `[batch, hidden_size]`.
 
         Raises:
-            ValueError: padding on the left (positions count slots), or more tokens than there are positions.
+            ValueError: padding on the left (positions count slots; only a mask on CPU is looked at), or more tokens
+                than there are positions.
         """
         config = self.config
         self._check(input_ids, attention_mask)
@@ -120,5 +121,6 @@ class ClipTextTower(VlmPreTrainedModel):
             raise ValueError(
                 f"attention_mask {list(attention_mask.shape)} must cover the {input_ids.shape[1]} tokens of input_ids"
             )
-        if not attention_mask[:, 0].all():
+        # elsewhere than on CPU the answer would have to be waited for
+        if attention_mask.device.type == "cpu" and not attention_mask[:, 0].all():
             raise ValueError("attention_mask has padding on the left: this tower's texts start at position 0")
