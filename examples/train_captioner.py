@@ -20,12 +20,14 @@ from self_critical import CaptionReward, SelfCriticalTrainer
 from tokenizers import Tokenizer
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import BertTokenizer, BlipImageProcessorPil, Trainer, TrainerCallback, TrainingArguments
+from transformers import BertTokenizer, BlipImageProcessorPil, Trainer, TrainingArguments
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hfvlm import BlipConfig, BlipForConditionalGeneration, BlipProcessor
 from hfvlm.conversion.efficientnet import load_efficientnet
 from hfvlm.data.captions import CaptionCollator, CaptionedImages, random_view, read_captions
+from hfvlm.data.files import replacing
+from hfvlm.data.fingerprint import fingerprint
 
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
@@ -187,50 +189,67 @@ class IndexCollator:
         return {"pixel_values": pixels, "index": torch.tensor([item["index"] for item in items])}
 
 
-@torch.inference_mode()
 def cache_maps(tower: nn.Module, processor: BlipProcessor, rows: list[dict], views: int, path: Path) -> torch.Tensor:
-    """Encodes `views` views of each image up to the last block; the first view is the whole image. fp16, on disk."""
+    """Encodes `views` views of each image up to the last block; the first view is the whole image. fp16, on disk.
+
+    Returns:
+        `[views, images, channels, h, w]`; from `path` if they are there.
+
+    Raises:
+        ValueError: `path` is something else, or was made of other images, in another number of views, or by a tower
+            with other weights or settings.
+    """
+    wanted = {
+        "images": [row["image"].name for row in rows],
+        "views": views,
+        "tower": fingerprint(tower, processor.image_processor),
+    }
     if path.exists():
-        return torch.load(path, weights_only=True, mmap=True)
+        found = torch.load(path, weights_only=True, mmap=True)
+        found = found if isinstance(found, dict) else {}
+        if other := [name for name, value in wanted.items() if found.get(name) != value]:
+            raise ValueError(
+                f"{path} does not hold this run's feature maps, it has other {', '.join(other)}: "
+                "delete it, or choose another --output"
+            )
+        return found["maps"]
     tower.eval().to(memory_format=torch.channels_last)
     out = None
     for view in range(views):
         for start in range(0, len(rows), 64):
             images = [Image.open(row["image"]).convert("RGB") for row in rows[start : start + 64]]
             images = images if view == 0 else [random_view(image) for image in images]
-            features = processor(images=images)["pixel_values"].contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16):
+            features = processor(images=images)["pixel_values"].to(tower.device, memory_format=torch.channels_last)
+            with torch.inference_mode(), torch.autocast(tower.device.type, torch.bfloat16):
                 for block in (tower.stem, *tower.blocks):
                     features = block(features)
             if out is None:
                 out = torch.empty((views, len(rows), *features.shape[1:]), dtype=torch.float16)
             out[view, start : start + len(images)] = features
         print(f"view {view + 1}/{views} encoded", flush=True)
-    torch.save(out, path)
+    with replacing(path) as name:
+        torch.save({**wanted, "maps": out}, name)
     return out
 
 
-class StopAfter(TrainerCallback):
-    """Ends a stage after some epochs of its schedule."""
-
-    def __init__(self, epochs: int):
-        self.epochs = epochs
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        control.should_training_stop |= round(state.epoch) >= self.epochs
-
-
 def train(model, dataset, evaluation, collator, stage: dict, output: Path, trainer_class=Trainer, **kwargs) -> None:
-    """One stage with the stock Trainer; resumes from its last checkpoint if there is one."""
+    """One stage with the stock Trainer; resumes from its last checkpoint if there is one.
+
+    Args:
+        stage: of the recipe; with `stop_after` it ends after so many epochs, on the learning rates of all `epochs`.
+    """
+    epochs, warmup = stage.get("stop_after", stage["epochs"]), stage["warmup_ratio"]
+    share = epochs / stage["epochs"]
     arguments = TrainingArguments(
         output_dir=str(output),
-        num_train_epochs=stage["epochs"],
+        num_train_epochs=epochs,
         per_device_train_batch_size=stage["batch_size"],
         per_device_eval_batch_size=stage["batch_size"],
         learning_rate=stage["learning_rate"],
         weight_decay=stage["weight_decay"],
-        warmup_steps=stage["warmup_ratio"],
+        warmup_steps=warmup / share,
         lr_scheduler_type="cosine",
+        lr_scheduler_kwargs={"num_cycles": 0.5 * (share - warmup) / (1 - warmup)},
         bf16=stage.get("bf16", True),
         use_cpu=not torch.cuda.is_available(),
         eval_strategy="epoch" if evaluation is not None else "no",
@@ -245,8 +264,6 @@ def train(model, dataset, evaluation, collator, stage: dict, output: Path, train
     trainer = trainer_class(
         model=model, args=arguments, train_dataset=dataset, eval_dataset=evaluation, data_collator=collator, **kwargs
     )
-    if "stop_after" in stage:
-        trainer.add_callback(StopAfter(stage["stop_after"]))
     trainer.train(resume_from_checkpoint=any(output.glob("checkpoint-*")) or None)
 
 
@@ -277,7 +294,7 @@ def main() -> None:
     train(
         model, CachedMaps(maps, rows), CachedMaps(held_out_maps, held_out), collator, stage, args.output / "features"
     )
-    model.vision_model = tower
+    model.vision_model = tower.to(model.device)  # of which the Trainer has seen only the last convolution
     save(model, processor, args.output / "stage1")
 
     stage = recipe["stages"]["end_to_end"]
@@ -301,7 +318,7 @@ def main() -> None:
     maps = cache_maps(tower, processor, rows, stage["views"], args.output / "tuned_maps.pt")
     model.vision_model = CachedTower(tower)
     train_on_samples(CachedMaps(maps, rows), IndexCollator(), "reward")
-    model.vision_model = tower
+    model.vision_model = tower.to(model.device)  # of which the Trainer has seen only the last convolution
     save(model, processor, args.output / "stage3")
 
     train_on_samples(CaptionedImages(rows, augment=True), IndexCollator(processor), "reward_end_to_end")

@@ -110,7 +110,7 @@ def main() -> None:
     model.vision_model = CachedTower(tower)
     dataset, evaluation = CachedMaps(maps, rows), CachedMaps(held_out_maps, held_out)
     train(model, dataset, evaluation, MapPairs(processor), stage, args.output / "features")
-    model.vision_model = tower
+    model.vision_model = tower.to(model.device)  # of which the Trainer has seen only the last convolution
 
     if stage := recipe["stages"].get("end_to_end"):
         model.config.micro_batch_size = stage["micro_batch_size"]

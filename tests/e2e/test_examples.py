@@ -1,8 +1,10 @@
 """What the README and `examples/` show runs as it stands there: a few photos, random weights, a few steps."""
 
+import importlib
 import json
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,14 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
-from tiny import WORDS, tiny_processor
-from transformers import AutoModel, BertConfig, BertModel, BertTokenizer
+from tiny import WORDS, tiny_model, tiny_processor
+from torch import nn
+from transformers import AutoModel, BertConfig, BertModel, BertTokenizer, Trainer, default_data_collator
 
-from hfvlm import AlignModel, ClipModel
+from hfvlm import AlignModel, BlipForConditionalGeneration, ClipModel, MocoForPreTraining
 from hfvlm.conversion.efficientnet import RULES
 from hfvlm.conversion.rules import apply, invert
+from hfvlm.data.captions import read_captions
 from hfvlm.encoders.configuration import EfficientNetTowerConfig
 from hfvlm.encoders.efficientnet import EfficientNetTower
 
@@ -97,6 +101,13 @@ def example(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def captioner_example(monkeypatch):
+    """The module that the other trainings share."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module("train_captioner")
+
+
 def result_of(output: str) -> dict[str, float]:
     return json.loads(re.search(r"^(?:test: )?(\{.*\})$", output.splitlines()[-1])[1])
 
@@ -136,3 +147,105 @@ def test_two_towers(architecture, model_class, data, weights, example, tmp_path)
     assert again == result, "run again, a finished training has nothing left to do"
     for name, value in AutoModel.from_pretrained(tmp_path / "out" / "model").state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_captioner(data, weights, example, tmp_path):
+    stages = {name: dict(STAGE) for name in ("features", "end_to_end", "reward", "reward_end_to_end")}
+    stages["features"]["views"] = stages["reward"]["views"] = 2
+    stages["reward"].update(epochs=2, stop_after=1, samples=2)
+    stages["reward_end_to_end"]["samples"] = 2
+    model = {"image_size": 32, "memory_width": 16}
+    recipe = short_recipe("flickr8k_captioner", tmp_path, model=model, stages=stages, vocabulary={"min_count": 1})
+    options = ["--data", data, *weights, "--recipe", recipe, "--output", tmp_path / "out"]
+    example("train_captioner", *options)
+    captioner = BlipForConditionalGeneration.from_pretrained(tmp_path / "out" / "model")
+    assert captioner.generation_config.num_beams == 3
+    example("pack_model", "--model", tmp_path / "out" / "model", "--output", tmp_path / "packed")
+    example("caption_sheet", data / "test0.png", "--model", tmp_path / "packed", "--output", tmp_path / "sheet.png")
+    assert Image.open(tmp_path / "sheet.png").height > 300  # the photo and a caption below
+
+    example("train_captioner", *options)  # has nothing left to do, also where a stage stopped early
+    again = BlipForConditionalGeneration.from_pretrained(tmp_path / "out" / "model").state_dict()
+    for name, value in captioner.state_dict().items():
+        assert torch.equal(again[name], value), name
+    steps = [path.name for path in (tmp_path / "out" / "reward").glob("checkpoint-*")]
+    assert steps == [f"checkpoint-{PHOTOS['train'] // STAGE['batch_size']}"]
+
+    stages["features"]["views"] = 1
+    short_recipe("flickr8k_captioner", tmp_path, model=model, stages=stages, vocabulary={"min_count": 1})
+    with pytest.raises(ValueError, match=r"train_maps\.pt does not hold this run's feature maps, .* other views: del"):
+        example("train_captioner", *options)
+
+
+def test_feature_maps_are_those_of_the_images_and_the_tower(captioner_example, tmp_path, data):
+    rows = read_captions(data / "captions.jsonl", "train")
+    processor = tiny_processor("hfvlm_align")
+    cache_maps, path = captioner_example.cache_maps, tmp_path / "maps.pt"
+    tower = tiny_model("hfvlm_align", "AutoModel").vision_model
+    maps = cache_maps(tower, processor, rows, 2, path)
+    assert maps.shape[:2] == (2, len(rows))
+    assert torch.equal(cache_maps(tower, processor, rows, 2, path), maps)
+    assert [file.name for file in tmp_path.iterdir()] == ["maps.pt"]
+    other = tiny_model("hfvlm_align", "AutoModel", seed=1).vision_model
+    with pytest.raises(ValueError, match="maps.pt does not .* it has other tower: delete it"):
+        cache_maps(other, processor, rows, 2, path)
+    with pytest.raises(ValueError, match="other images: delete it"):
+        cache_maps(tower, processor, rows[::-1], 2, path)
+    torch.save(maps, path)
+    with pytest.raises(ValueError, match="maps.pt does not hold this run's feature maps"):
+        cache_maps(tower, processor, rows, 2, path)
+
+
+def test_a_stage_that_stops_early_has_the_learning_rates_of_the_whole(captioner_example, tmp_path):
+    """Four epochs of five steps, and two of them."""
+
+    class Line(nn.Linear):
+        def __init__(self):
+            super().__init__(1, 1)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": super().forward(x).square().mean()}
+
+    def rates(name: str, **changes: int) -> list[float]:
+        stage = {"epochs": 4, "batch_size": 2, "learning_rate": 1.0, "weight_decay": 0.0, "warmup_ratio": 0.1}
+        seen = []
+
+        class Recorded(Trainer):
+            def training_step(self, *args, **kwargs):
+                seen.append(self.optimizer.param_groups[0]["lr"])
+                return super().training_step(*args, **kwargs)
+
+        rows = [{"x": torch.ones(1)} for _ in range(10)]
+        collator, output = default_data_collator, tmp_path / name
+        captioner_example.train(Line(), rows, None, collator, {**stage, **changes}, output, Recorded)
+        return seen
+
+    whole = rates("whole")
+    assert len(whole) == 20
+    assert rates("half", stop_after=2) == pytest.approx(whole[:10])
+
+
+def test_moco(data, example, tmp_path):
+    tower = {"depths": [1, 1, 1, 1], "width": 8, "image_size": 32}
+    recipe = short_recipe(
+        "flickr8k_moco",
+        tmp_path,
+        model={"vision_config": tower, "projection_dim": 8, "queue_size": 16},
+        training={"epochs": 2, "batch_size": 4, "warmup_steps": 1},
+    )
+    options = ["--data", data, "--recipe", recipe, "--output", tmp_path / "out"]
+    result = result_of(example("train_moco", *options))
+    assert result["photos"] == PHOTOS
+    assert result["most frequent class"] == 0.5
+    assert json.loads((tmp_path / "out" / "probe.json").read_text()) == result
+    model = MocoForPreTraining.from_pretrained(tmp_path / "out" / "model")
+    assert model.config.vision_config.width == 8
+    assert result_of(example("train_moco", *options)) == result
+
+
+def test_they_find_each_other_in_a_clean_interpreter(tmp_path):
+    """From any folder, as the others do that import from one another."""
+    command = [sys.executable, str(EXAMPLES / "train_two_towers.py"), "--help"]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "--efficientnet" in finished.stdout
