@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from contract.heads import COUNTING, LEARNERS, Head, assert_close, every, rows, state_of, tiny_batch, to_learn
+from contract.heads import LABELLED, LEARNERS, Head, assert_close, every, rows, state_of, tiny_batch, to_learn
 from transformers import Trainer, TrainingArguments, set_seed
 
 
@@ -75,7 +75,7 @@ def test_evaluation_gives_a_loss_and_changes_nothing(head, tmp_path):
     assert {len(part) for part in predictions} == {6}
 
 
-@every(COUNTING)
+@every(LABELLED)
 def test_accumulated_batches_train_as_one(head, tmp_path):
     """The labels of unlike batches count alike."""
     options = {"max_steps": 1, "optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0}
