@@ -117,9 +117,7 @@ def test_options_reach_their_place(folder, tmp_path):
 def test_a_model_that_lacks_weights_is_refused(tmp_path):
     tiny_model("hfvlm_clip", "AutoModelForImageClassification").save_pretrained(tmp_path)
     tiny_processor("hfvlm_clip").save_pretrained(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"lacks 31 weights of ClipModel \(in .*ClipForImageClassification"
-    ):
+    with pytest.raises(ValueError, match=r"lacks 31 weights of ClipModel \(in .*ClipForImageClassification"):
         pipeline("image-text-retrieval", str(tmp_path))
 
 
