@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from hfvlm.conversion.rules import Drop, Rename, Rule
-from hfvlm.conversion.towers import bert_rules
+from hfvlm.conversion.towers import bert_rules, square
 from hfvlm.encoders.configuration import BertTowerConfig, EfficientNetTowerConfig
 from hfvlm.models.align.configuration_align import AlignConfig
 
@@ -100,7 +100,7 @@ def in_tree_fields(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor
             **fields,
             "drop_connect_rate": float(vision.drop_connect_rate),
             "stages": [list(stage) for stage in stages],
-            "image_size": _square(vision.image_size),
+            "image_size": square(vision.image_size, "vision_config.image_size"),
             "batch_norm_momentum": _other_share(vision.batch_norm_momentum),
         },
         "text_config": {
@@ -113,13 +113,6 @@ def in_tree_fields(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor
         "initializer_range": theirs.initializer_range,
         "text_pooler": POOLER in tensors,
     }
-
-
-def _square(size: Any) -> int:
-    height, width = (size, size) if isinstance(size, int) else size
-    if height != width:
-        raise ValueError(f"vision_config.image_size is {height}x{width}: only squares can be converted")
-    return height
 
 
 def _other_share(momentum: float) -> float:

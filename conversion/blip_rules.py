@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from hfvlm.conversion.rules import Drop, Rename, Rule
-from hfvlm.conversion.towers import bert_geometry, bert_lm_rules, fit_positions, vit_geometry, vit_rules
+from hfvlm.conversion.towers import bert_geometry, bert_lm_rules, fit_positions, square, vit_geometry, vit_rules
 from hfvlm.encoders.configuration import VitTowerConfig
 from hfvlm.models.blip.configuration_blip import BlipConfig
 
@@ -100,8 +100,8 @@ def in_tree_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "vision_config": {
             **{name: getattr(vision, name) for name in (*names, "layer_norm_eps")},
             "attention_dropout": float(vision.attention_dropout),
-            "image_size": _square(vision.image_size, "image_size"),
-            "patch_size": _square(vision.patch_size, "patch_size"),
+            "image_size": square(vision.image_size, "vision_config.image_size"),
+            "patch_size": square(vision.patch_size, "vision_config.patch_size"),
         },
         "text_config": {
             **{name: getattr(text, name) for name in (*names, "layer_norm_eps", "vocab_size", "bos_token_id")},
@@ -116,13 +116,6 @@ def in_tree_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "label_smoothing": text.label_smoothing,
         "projection_dim": theirs.image_text_hidden_size,
     }
-
-
-def _square(size: Any, name: str) -> int:
-    height, width = (size, size) if isinstance(size, int) else size
-    if height != width:
-        raise ValueError(f"vision_config.{name} is {height}x{width}: only squares can be converted")
-    return height
 
 
 def in_tree_config(config: BlipConfig) -> transformers.BlipConfig:

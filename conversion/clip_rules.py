@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from hfvlm.conversion.rules import Drop, Fuse, Rename, Rule
-from hfvlm.conversion.towers import Shapes, fit_positions, resnet_geometry, resnet_rules
+from hfvlm.conversion.towers import Shapes, fit_positions, known, resnet_geometry, resnet_rules
 from hfvlm.encoders.configuration import ClipTextTowerConfig, ResNetTowerConfig, VitTowerConfig
 from hfvlm.models.clip.configuration_clip import CLIP_VIT, ClipConfig
 
@@ -117,7 +117,7 @@ def release_fields(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         "projection_dim": shapes.size(f"{text}text_projection.weight", 0),
         "text_projection_bias": f"{text}text_projection.bias" in tensors,
         "vision_config": vision,
-        "text_config": _known(
+        "text_config": known(
             {
                 "vocab_size": words,
                 "max_position_embeddings": shapes.size(f"{text}positional_embedding", 0),
@@ -129,7 +129,7 @@ def release_fields(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     }
     if "logit_bias" in tensors:
         fields.update(objective="sigmoid", logit_bias_init_value=-10.0)
-    return _known(fields)
+    return known(fields)
 
 
 def _vit_fields(shapes: Shapes) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def _vit_fields(shapes: Shapes) -> dict[str, Any]:
                 f"visual.positional_embedding has {positions} positions: not a class token and a square grid"
             )
         image_size = side * patch
-    return _known(
+    return known(
         {
             "patch_size": patch,
             "image_size": image_size,
@@ -161,10 +161,6 @@ def _block_fields(shapes: Shapes, width: int | None) -> dict[str, int | None]:
         "intermediate_size": shapes.size("transformer.resblocks.0.mlp.c_fc.weight", 0),
         "num_hidden_layers": shapes.count("transformer.resblocks"),
     }
-
-
-def _known(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _in_tree_blocks(source: str, target: str) -> tuple[Rule, ...]:

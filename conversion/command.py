@@ -95,6 +95,19 @@ def merged_config(
     return built
 
 
+def own_fields(config_class: type[PreTrainedConfig], source: Checkpoint, towers: Iterable[str]) -> dict[str, Any]:
+    """Fields of an architecture in the `config.json` of its hfvlm folder, for `merged_config`."""
+    unlike = {"architectures", "transformers_version", "dtype"}
+    fields = {
+        name: value
+        for name, value in source.config.items()
+        if name in config_class.__dataclass_fields__.keys() - unlike
+    }
+    for part in towers:
+        fields[part] = {name: value for name, value in source.config[part].items() if name not in unlike}
+    return fields
+
+
 def random_pixels(tower: PreTrainedConfig, dtype: torch.dtype, images: int = 2) -> torch.Tensor:
     """The same random pixels every time, `[images, channels, image_size, image_size]`, to try a converted model on."""
     size = (images, tower.num_channels, tower.image_size, tower.image_size)

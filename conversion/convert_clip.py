@@ -166,11 +166,6 @@ def _in_tree_head(tensors: Mapping[str, torch.Tensor]) -> type[ClipPreTrainedMod
 
 
 def _own(source: Checkpoint) -> tuple[type[ClipPreTrainedModel], dict[str, Any], tuple]:
-    unlike = {"architectures", "transformers_version", "dtype"}
-    own = ClipConfig.__dataclass_fields__.keys() - unlike
-    fields = {name: value for name, value in source.config.items() if name in own}
-    for part in TOWERS:
-        fields[part] = {name: value for name, value in source.config[part].items() if name not in unlike}
     tensors = source.tensors
     if "classifier.weight" in tensors:
         head = ClipForImageClassification
@@ -178,7 +173,7 @@ def _own(source: Checkpoint) -> tuple[type[ClipPreTrainedModel], dict[str, Any],
         head = ClipModel
     else:
         head = ClipTextModel if "text_projection.weight" in tensors else ClipVisionModel
-    return head, fields, clip_rules.own_rules()
+    return head, command.own_fields(ClipConfig, source, TOWERS), clip_rules.own_rules()
 
 
 @torch.no_grad()

@@ -6,13 +6,14 @@
 
 Reads timm's VisionTransformer and its hybrids (`.pth`, `.safetensors`), the `.npz` files of
 https://github.com/google-research/vision_transformer (the paper's, AugReg's), folders of transformers' ViT, and hfvlm
-folders (for another image size). Sizes come from the weights; heads (64 wide unless told), normalisation, activation
-and the groups of a hybrid's norms from `--variant` or `--config`, a JSON file with fields of `hfvlm.VitConfig`. The
-activation is the exact GELU, as timm and transformers have it; the `.npz` files were trained with its approximation
-by tanh: `{"vision_config": {"hidden_act": "gelu_pytorch_tanh"}}` if that matters.
+folders (for another image size). Sizes come from the weights; heads (the published width's, else 64 wide),
+normalisation, activation and the groups of a hybrid's norms from `--variant` or `--config`, a JSON file with fields of
+`hfvlm.VitConfig`. timm's own `config.json` beside its weights tells how images are prepared and the classes' names.
+The activation is the exact GELU, as timm and transformers have it; that of the `.npz` files is its approximation by
+tanh, which they were trained with.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 import transformers
 from transformers import ViTImageProcessorPil
 
-from hfvlm.conversion import command, folder, images, vit_rules
+from hfvlm.conversion import command, folder, images, timm_description, vit_rules
 from hfvlm.conversion.checkpoint import Checkpoint
 from hfvlm.conversion.command import ConfigLike, Conversion, Source
 from hfvlm.conversion.rules import Drop, invert
@@ -32,6 +33,10 @@ from hfvlm.models.vit.modeling_vit import (
     VitPreTrainedModel,
 )
 from hfvlm.models.vit.processing_vit import VitProcessor
+
+
+#: what to call the tower in an error
+TOWERS = {"vision_config": "tower"}
 
 
 def convert(
@@ -108,20 +113,25 @@ def _build(source: Checkpoint, *wishes: Any) -> Conversion:
 
 
 def _config(fields: Mapping[str, Any], variant, config, image_size) -> VitConfig:
-    towers = {"vision_config": "tower"}
-    return command.merged_config(VitConfig, VARIANTS, fields, variant, config, image_size, towers=towers)
+    return command.merged_config(VitConfig, VARIANTS, fields, variant, config, image_size, towers=TOWERS)
 
 
 def _release(source: Checkpoint, flax: bool, *wishes: Any) -> Conversion:
     tensors = vit_rules.flax_tensors(source.tensors) if flax else _with_biases(source.tensors, ("attn.qkv",))
-    fields = vit_rules.release_fields(tensors, flax)
+    fields, description = vit_rules.release_fields(tensors, flax), None
     if flax and (heads := vit_rules.flax_heads(source.tensors)):
         fields["vision_config"]["num_attention_heads"] = heads
+    if not flax and (description := timm_description.beside(source.folder)) is not None:
+        told = timm_description.model_fields(description, fields.get("num_labels"))
+        fields = {**fields, **told, "vision_config": {**fields["vision_config"], **told["vision_config"]}}
     config = _config(fields, *wishes)
     rules = vit_rules.flax_rules(config, tensors) if flax else vit_rules.timm_rules(config)
     model = (VitForImageClassification if "head.weight" in tensors else VitModel)(config)
     dropped = folder.fill(model, rules, tensors)
-    return Conversion(model, _processor(config, ViTImageProcessorPil()), dropped)
+    seen = ViTImageProcessorPil()
+    if description is not None:
+        seen = timm_description.image_processor(description, config.vision_config.image_size)
+    return Conversion(model, _processor(config, seen), dropped)
 
 
 def _in_tree(source: Checkpoint, *wishes: Any) -> Conversion:
@@ -146,11 +156,7 @@ def _in_tree(source: Checkpoint, *wishes: Any) -> Conversion:
 
 
 def _own(source: Checkpoint, *wishes: Any) -> Conversion:
-    unlike = {"architectures", "transformers_version", "dtype"}
-    own, tower = VitConfig.__dataclass_fields__.keys() - unlike, source.config["vision_config"]
-    fields = {name: value for name, value in source.config.items() if name in own}
-    fields["vision_config"] = {name: value for name, value in tower.items() if name not in unlike}
-    config = _config(fields, *wishes)
+    config = _config(command.own_fields(VitConfig, source, TOWERS), *wishes)
     if "colour_head.weight" in source.tensors:
         head = VitForMaskedImageModeling
     else:
@@ -231,7 +237,24 @@ def main(argv: list[str] | None = None) -> int:
     def convert_to(output: Path | None) -> Conversion:
         return _converted(args.checkpoint, args.variant, args.config, args.image_size, output, args.verify)
 
-    return command.run("convert_vit", args, convert_to, _opened, _back)
+    def notes(conversion: Conversion) -> Iterator[str]:
+        file = args.checkpoint
+        beside = file if file.is_dir() else file.parent
+        if file.suffix == ".npz" or command.model_type_of(file) is not None:
+            return
+        tower = conversion.model.config.vision_config
+        if tower.pre_norm and tower.hidden_act == "gelu" and args.config is None:
+            yield (
+                "norms of eps 1e-5 and the exact GELU, as timm's models of CLIP's family: if the weights were trained "
+                'with QuickGELU, as OpenAI\'s, give --config with {"vision_config": {"hidden_act": "quick_gelu"}}'
+            )
+        if timm_description.beside(beside) is None:
+            yield (
+                "images are squashed, their mean and deviation 0.5, as the paper's: if the weights are timm's, lay "
+                "its config.json beside them, which tells how they are prepared, and the classes' names"
+            )
+
+    return command.run("convert_vit", args, convert_to, _opened, _back, notes=notes)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -126,13 +126,26 @@ class Shapes:
         return max(found) + 1 if found else None
 
 
-def _known(fields: dict[str, Any]) -> dict[str, Any]:
+def known(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that shapes told: without those that are None."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _heads(width: int | None) -> int | None:
-    """Heads of 64, as all published sizes have; None where that cannot be."""
+def heads_of_64(width: int | None) -> int | None:
+    """Heads of 64, as most published sizes have; None where that cannot be."""
     return width // 64 if width and width % 64 == 0 else None
+
+
+def square(size: int | Sequence[int], name: str) -> int:
+    """A side of a square.
+
+    Raises:
+        ValueError: it is none; calls it `name`.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise ValueError(f"{name} is {height}x{width}: only squares can be converted")
+    return height
 
 
 def vit_geometry(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, int]:
@@ -149,10 +162,10 @@ def vit_geometry(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, 
         if side * side != positions - 1:
             raise ValueError(f"{prefix}pos_embed has {positions} positions: not a class token and a square grid")
         image_size = side * patch
-    return _known(
+    return known(
         {
             "hidden_size": width,
-            "num_attention_heads": _heads(width),
+            "num_attention_heads": heads_of_64(width),
             "intermediate_size": shapes.size("blocks.0.mlp.fc1.weight", 0),
             "num_hidden_layers": shapes.count("blocks"),
             "num_channels": shapes.size("patch_embed.proj.weight", 1),
@@ -166,11 +179,11 @@ def bert_geometry(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str,
     """Fields of a `BertTowerConfig` that transformers' BertModel under `prefix` tells."""
     shapes = Shapes(tensors, prefix)
     width = shapes.size("embeddings.word_embeddings.weight", 1)
-    return _known(
+    return known(
         {
             "vocab_size": shapes.size("embeddings.word_embeddings.weight", 0),
             "hidden_size": width,
-            "num_attention_heads": _heads(width),
+            "num_attention_heads": heads_of_64(width),
             "intermediate_size": shapes.size("encoder.layer.0.intermediate.dense.weight", 0),
             "num_hidden_layers": shapes.count("encoder.layer"),
             "max_position_embeddings": shapes.size("embeddings.position_embeddings.weight", 0),
@@ -205,6 +218,6 @@ def resnet_geometry(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[st
             pooling="attention",
             image_size=32 * side,
             output_dim=shapes.size("attnpool.c_proj.weight", 0),
-            num_attention_heads=_heads(32 * width) if width else None,
+            num_attention_heads=heads_of_64(32 * width) if width else None,
         )
-    return _known(fields)
+    return known(fields)

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from hfvlm.conversion.rules import Drop, Fit, Fresh, Fuse, Rename, Rule
-from hfvlm.conversion.towers import Shapes
+from hfvlm.conversion.towers import Shapes, heads_of_64, known, square
 from hfvlm.encoders.configuration import VitTowerConfig
 from hfvlm.models.vit.configuration_vit import VitConfig, bit_stem
 from hfvlm.nn.embedding import resize_positions, sincos_positions
@@ -22,6 +22,8 @@ from hfvlm.nn.embedding import resize_positions, sincos_positions
 TOWER = "vision_model."
 STEM = f"{TOWER}patch_embed.backbone.bit."
 ATTENTION = ("query", "key", "value")
+#: width -> heads of the published sizes whose heads are wider than 64
+WIDE = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
 
 
 def position_fit(tower: VitTowerConfig) -> Fit:
@@ -249,7 +251,7 @@ def release_fields(tensors: Mapping[str, torch.Tensor], flax: bool) -> dict[str,
     width, pooled = shapes.size(patch, 0), "fc_norm.weight" in tensors
     tower = {
         "hidden_size": width,
-        "num_attention_heads": width // 64 if width and width % 64 == 0 else None,
+        "num_attention_heads": WIDE.get(width) or heads_of_64(width),
         "intermediate_size": shapes.size(hidden, 0),
         "num_hidden_layers": shapes.count("blocks") if not flax else _count(tensors, "Transformer.encoderblock_"),
         "patch_size": size,
@@ -260,14 +262,15 @@ def release_fields(tensors: Mapping[str, torch.Tensor], flax: bool) -> dict[str,
         "final_norm": "pooled" if pooled else "tokens",
         "patch_bias": patch.replace("weight", "bias") in tensors,
         "pre_norm": "norm_pre.weight" in tensors,
+        "layer_norm_eps": 1e-5 if "norm_pre.weight" in tensors else None,  # CLIP's family
+        "hidden_act": "gelu_pytorch_tanh" if flax else None,  # JAX's own GELU
         "stem_config": stem,
     }
     fields = {
         "num_labels": shapes.size("head.weight", 0),
         "representation_size": shapes.size("pre_logits.weight" if flax else "pre_logits.fc.weight", 0),
     }
-    fields = {name: value for name, value in fields.items() if value is not None}
-    return {**fields, "vision_config": {name: value for name, value in tower.items() if value is not None}}
+    return {**known(fields), "vision_config": known(tower)}
 
 
 def _image_size(tensors: Mapping[str, torch.Tensor], key: str, class_token: bool, patch: int) -> int | None:
@@ -339,21 +342,14 @@ def in_tree_fields(config: Mapping[str, Any], pooler: bool) -> dict[str, Any]:
             "hidden_dropout_prob": float(theirs.hidden_dropout_prob),
             "attention_dropout": float(theirs.attention_probs_dropout_prob),
             "initializer_range": theirs.initializer_range,
-            "image_size": _square(theirs.image_size, "image_size"),
-            "patch_size": _square(theirs.patch_size, "patch_size"),
+            "image_size": square(theirs.image_size, "image_size"),
+            "patch_size": square(theirs.patch_size, "patch_size"),
         },
         "representation_size": theirs.pooler_output_size if pooler else None,
         "id2label": theirs.id2label,
         "label2id": theirs.label2id or {label: i for i, label in theirs.id2label.items()},
         "problem_type": theirs.problem_type,
     }
-
-
-def _square(size: Any, name: str) -> int:
-    height, width = (size, size) if isinstance(size, int) else size
-    if height != width:
-        raise ValueError(f"{name} is {height}x{width}: only squares can be converted")
-    return height
 
 
 #: what transformers' ViT has no choice in

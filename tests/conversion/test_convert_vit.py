@@ -1,16 +1,21 @@
 """ViT's converter: timm's weights, the original's arrays, hybrids, other image sizes, and what it refuses."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from parity.vit_reference import flax_arrays, forward, weights
+from PIL import Image
+from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForImageClassification, AutoProcessor
 
 import hfvlm
 from hfvlm.conversion.convert_vit import convert, main
 from hfvlm.conversion.rules import KeyMismatch
+from hfvlm.conversion.vit_rules import release_fields
 from hfvlm.models.vit.configuration_vit import VARIANTS
 
 
@@ -55,7 +60,9 @@ def test_the_originals_arrays_tell_the_heads_too(prefix, newer, form, tmp_path):
     np.savez(tmp_path / "vit.npz", **flax_arrays(source, 4, prefix, newer))
     model = convert(tmp_path / "vit.npz", verify=True)
     assert model.config.vision_config.num_attention_heads == 4
-    torch.testing.assert_close(scores(model, pixels()), forward(source, pixels(), 4), **TOLERANCE)
+    expected = forward(source, pixels(), 4, gelu="tanh")
+    torch.testing.assert_close(scores(model, pixels()), expected, **TOLERANCE)
+    assert not torch.allclose(forward(source, pixels(), 4), expected, **TOLERANCE)  # the exact one is another
 
 
 def test_blocks_that_are_stacked():
@@ -65,7 +72,7 @@ def test_blocks_that_are_stacked():
     for name in first:
         both = [arrays.pop(name), arrays.pop(name.replace("encoderblock_0", "encoderblock_1"))]
         arrays[name.replace("encoderblock_0", "encoderblock")] = torch.stack(both)
-    torch.testing.assert_close(convert(arrays)(pixels()).logits, forward(source, pixels(), 4), **TOLERANCE)
+    torch.testing.assert_close(convert(arrays)(pixels()).logits, forward(source, pixels(), 4, "tanh"), **TOLERANCE)
 
 
 @pytest.mark.parametrize(("stages", "patch"), [((1, 1, 2), 1), ((1, 1), 2)], ids=["stride 16", "stride 8"])
@@ -80,6 +87,7 @@ def test_hybrids(stages, patch, tmp_path):
         AutoModelForImageClassification.from_pretrained(tmp_path / "hybrid")(x).logits, expected
     )
     np.savez(tmp_path / "vit.npz", **flax_arrays(source, 4))
+    expected = forward(source, x, 4, gelu="tanh")
     torch.testing.assert_close(convert(tmp_path / "vit.npz")(x).logits, expected, **TOLERANCE)
 
 
@@ -92,6 +100,95 @@ def test_a_stem_without_stages():
     assert model.config.vision_config.patch_size == 16
     own = model.state_dict()["vision_model.patch_embed.backbone.bit.embedder.convolution.weight"]
     assert torch.equal(own, source[f"{start}conv.weight"])
+
+
+DESCRIPTION = {
+    "architecture": "vit_base_patch8_32",
+    "num_classes": 3,
+    "label_names": ["n01", "n02", "n03"],
+    "label_descriptions": {"n01": "tench", "n03": "crane"},
+    "global_pool": "token",
+    "pretrained_cfg": {
+        "input_size": [3, 32, 32],
+        "interpolation": "bilinear",
+        "crop_pct": 0.9,
+        "crop_mode": "center",
+        "mean": [0.4, 0.5, 0.6],
+        "std": [0.2, 0.3, 0.4],
+    },
+}
+
+
+def timm_folder(folder: Path, source: dict[str, torch.Tensor], **changes) -> Path:
+    folder.mkdir()
+    save_file({name: value.contiguous() for name, value in source.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**DESCRIPTION, **changes}))
+    return folder
+
+
+@pytest.mark.parametrize("mode", ["center", "squash"])
+@pytest.mark.parametrize("older", [False, True])
+def test_timms_own_description(mode, older, tmp_path):
+    """How images are prepared, and the classes' names; older descriptions have it all in one place."""
+    images = {**DESCRIPTION["pretrained_cfg"], "crop_mode": mode}
+    folder = timm_folder(tmp_path / "timm", weights(labels=3), pretrained_cfg=images)
+    if older:
+        described = {**DESCRIPTION, **images, "labels": DESCRIPTION["label_names"]}
+        described = {name: value for name, value in described.items() if name not in ("pretrained_cfg", "label_names")}
+        (folder / "config.json").write_text(json.dumps(described))
+    model = convert(folder / "model.safetensors", config=HEADS, output=tmp_path / "out")
+    assert model.config.id2label == {0: "tench", 1: "n02", 2: "crane"} and model.config.label2id["crane"] == 2
+    assert list(model.config.image_mean) == [0.4, 0.5, 0.6]
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 71, 3), dtype=np.uint8))
+    size = (49, 35) if mode == "center" else (35, 35)  # 32 / 0.9, and in proportion
+    left, top = ((side - 32) // 2 for side in size)
+    crop = photo.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + 32, top + 32))
+    expected = (np.asarray(crop, dtype=np.float32) / 255 - np.float32([0.4, 0.5, 0.6])) / np.float32([0.2, 0.3, 0.4])
+    got = AutoProcessor.from_pretrained(tmp_path / "out")(photo)["pixel_values"][0]
+    torch.testing.assert_close(got, torch.from_numpy(expected.transpose(2, 0, 1)))
+
+
+def test_what_timms_description_says_of_the_tower(tmp_path):
+    source, x = weights(labels=0, pre_norm=True), pixels()
+    exact = timm_folder(tmp_path / "exact", source, architecture="vit_base_patch8_clip_32")
+    quick = timm_folder(tmp_path / "quick", source, architecture="vit_base_patch8_clip_quickgelu_32")
+    told = timm_folder(tmp_path / "told", source, model_args={"act_layer": "gelu_tanh", "num_heads": 4})
+    for folder, gelu in ((exact, "none"), (quick, "sigmoid"), (told, "tanh")):
+        model = convert(folder, config=None if folder is told else HEADS)
+        torch.testing.assert_close(scores(model, x), forward(source, x, 4, gelu), **TOLERANCE)
+        assert model.config.num_labels == 2  # names of classes that the weights do not have are left
+    mean = timm_folder(tmp_path / "mean", weights(labels=3), global_pool="avg")
+    assert convert(mean, config=HEADS).config.vision_config.pooling == "mean"
+    for changes, named in (
+        ({"pretrained_cfg": {"crop_mode": "border"}}, "crop_mode is 'border'; here center, squash are known"),
+        ({"model_args": {"act_layer": "mish"}}, "act_layer is 'mish'"),
+    ):
+        shutil.rmtree(mean)
+        with pytest.raises(ValueError, match=named):
+            convert(timm_folder(mean, weights(labels=3), **changes), config=HEADS)
+
+
+def test_what_is_left_to_a_guess_is_said(tmp_path, capsys):
+    source = weights(dim=128, depth=1, pre_norm=True)
+    folder = timm_folder(tmp_path / "timm", source)
+
+    def said(output: str) -> str:
+        assert main(["--checkpoint", str(folder), "--output", str(tmp_path / output)]) == 0
+        return capsys.readouterr().out
+
+    described = said("one")
+    assert '{"vision_config": {"hidden_act": "quick_gelu"}}' in described and "are squashed" not in described
+    (folder / "config.json").unlink()
+    assert "images are squashed, their mean and deviation 0.5" in said("two")
+    timm_folder(tmp_path / "quick", source, architecture="vit_quickgelu")
+    folder = tmp_path / "quick"
+    assert "quick_gelu" not in said("three")
+
+
+@pytest.mark.parametrize(("width", "heads"), [(1152, 16), (1280, 16), (1408, 16), (1664, 16), (768, 12)])
+def test_heads_are_the_published_widths(width, heads):
+    tensors = {"patch_embed.proj.weight": torch.empty(width, 3, 14, 14, device="meta")}
+    assert release_fields(tensors, flax=False)["vision_config"]["num_attention_heads"] == heads
 
 
 def test_positions_without_a_place_for_the_class_token():

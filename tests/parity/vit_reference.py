@@ -14,11 +14,13 @@ def weights(
     *,
     class_token: bool = True,
     pooled_norm: bool = False,
+    pre_norm: bool = False,
     representation: int | None = None,
     stages: tuple[int, ...] = (),
     seed: int = 0,
 ) -> dict[str, torch.Tensor]:
-    """Random weights under timm's names; `stages` makes a hybrid, whose patches are cut from the last stage's map."""
+    """Random weights under timm's names; `stages` makes a hybrid, whose patches are cut from the last stage's map;
+    `pre_norm` one of CLIP's family."""
     generator = torch.Generator().manual_seed(seed)
     made: dict[str, torch.Tensor] = {}
 
@@ -51,6 +53,8 @@ def weights(
     layer("patch_embed.proj", dim, channels, patch, patch)
     if class_token:
         draw("cls_token", 1, 1, dim)
+    if pre_norm:
+        layer("norm_pre", dim)
     draw("pos_embed", 1, grid * grid + int(class_token), dim)
     for i in range(depth):
         block = f"blocks.{i}."
@@ -68,8 +72,12 @@ def weights(
     return made
 
 
-def forward(w: dict[str, torch.Tensor], pixels: torch.Tensor, heads: int) -> torch.Tensor:
-    """Class scores, or the pooled vector of weights without a head."""
+def forward(w: dict[str, torch.Tensor], pixels: torch.Tensor, heads: int, gelu: str = "none") -> torch.Tensor:
+    """Class scores, or the pooled vector of weights without a head.
+
+    Args:
+        gelu: its approximation: "none" as in torch, "tanh" as in JAX, "sigmoid" as in OpenAI's CLIP.
+    """
     if "patch_embed.backbone.stem.conv.weight" in w:
         pixels = _feature_map(w, pixels)
     patch = w["patch_embed.proj.weight"].shape[-1]
@@ -78,13 +86,17 @@ def forward(w: dict[str, torch.Tensor], pixels: torch.Tensor, heads: int) -> tor
     if "cls_token" in w:
         x = torch.cat([w["cls_token"].expand(len(x), -1, -1), x], dim=1)
     x = x + w["pos_embed"]
+    if "norm_pre.weight" in w:
+        x = _norm(w, "norm_pre", x)
     for i in range(sum(key.endswith("norm1.weight") and key.startswith("blocks.") for key in w)):
         block = f"blocks.{i}."
         q, k, v = _linear(w, f"{block}attn.qkv", _norm(w, f"{block}norm1", x)).chunk(3, dim=-1)
         q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
         seen = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
         x = x + _linear(w, f"{block}attn.proj", seen.transpose(1, 2).flatten(2))
-        x = x + _linear(w, f"{block}mlp.fc2", F.gelu(_linear(w, f"{block}mlp.fc1", _norm(w, f"{block}norm2", x))))
+        inner = _linear(w, f"{block}mlp.fc1", _norm(w, f"{block}norm2", x))
+        inner = inner * (1.702 * inner).sigmoid() if gelu == "sigmoid" else F.gelu(inner, approximate=gelu)
+        x = x + _linear(w, f"{block}mlp.fc2", inner)
     if "fc_norm.weight" in w:
         x = _norm(w, "fc_norm", x[:, int("cls_token" in w) :].mean(1))
     elif "cls_token" in w:
@@ -101,7 +113,8 @@ def _linear(w, name, x):
 
 
 def _norm(w, name, x):
-    return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-6)
+    eps = 1e-5 if "norm_pre.weight" in w else 1e-6
+    return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], eps=eps)
 
 
 def _same(x: torch.Tensor, kernel: int, stride: int) -> torch.Tensor:
