@@ -84,3 +84,6 @@ if __name__ == "__main__":
     results = {name: run(output / "work", case) for name, case in cases.items()}
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         torch.save(results, output / "results.pt")
+    if torch.distributed.is_initialized():  # one that leaves while the other still listens makes gloo abort
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

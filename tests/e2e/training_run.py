@@ -57,3 +57,6 @@ if __name__ == "__main__":
     trainer = build_trainer(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))
     trainer.train()
     trainer.save_model()
+    if torch.distributed.is_initialized():  # one that leaves while the other still listens makes gloo abort
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
