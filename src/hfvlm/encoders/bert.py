@@ -5,7 +5,6 @@ BERT, https://arxiv.org/abs/1810.04805; cross-attention between self-attention a
 
 import torch
 from torch import nn
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -14,6 +13,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from hfvlm.encoders.configuration import BertTowerConfig
 from hfvlm.modeling import VlmPreTrainedModel
+from hfvlm.nn.activation import activation
 from hfvlm.nn.attention import CrossAttention, SelfAttention
 from hfvlm.nn.linear import Linear
 from hfvlm.nn.mlp import Mlp
@@ -201,7 +201,7 @@ class BertLmHead(nn.Module):
         super().__init__()
         dim = config.hidden_size
         self.dense = Linear(dim, dim)
-        self.act = ACT2FN[config.hidden_act]
+        self.act = activation(config.hidden_act)
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.decoder = Linear(dim, config.vocab_size)
 

@@ -8,7 +8,7 @@ from hfvlm.encoders.efficientnet_stages import STAGES, Block, plan_blocks, scale
 
 def require_heads(config: PreTrainedConfig) -> None:
     """Every width is shared out among the heads: refuse a config where it does not come out even."""
-    if config.num_attention_heads < 1 or config.hidden_size % config.num_attention_heads:
+    if config.hidden_size % config.num_attention_heads:
         raise ValueError(
             f"hidden_size ({config.hidden_size}) must be a multiple of num_attention_heads "
             f"({config.num_attention_heads}); change one of the two"
@@ -20,6 +20,26 @@ def require_choice(config: PreTrainedConfig, field: str, choices: tuple[str, ...
     value = getattr(config, field)
     if value not in choices:
         raise ValueError(f"{field} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def require_positive(config: PreTrainedConfig, *fields: str) -> None:
+    """Refuses sizes, counts and factors that are not above zero; None stands for none and is left to the type."""
+    for field in fields:
+        value = getattr(config, field)
+        if value is not None and not value > 0:
+            raise ValueError(f"{field} must be positive, got {value}")
+
+
+def require_shares(config: PreTrainedConfig, *fields: str) -> None:
+    """Refuses rates of dropping that are no share, or that leave nothing."""
+    for field in fields:
+        value = getattr(config, field)
+        if not 0 <= value < 1:
+            raise ValueError(f"{field} must be in [0, 1), got {value}")
+
+
+#: what every transformer has
+TRANSFORMER_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
 @strict
@@ -94,8 +114,10 @@ class VitTowerConfig(PreTrainedConfig):
         return min(2**halvings, getattr(stem, "output_stride", 2**halvings))
 
     def validate_architecture(self):
+        require_positive(self, *TRANSFORMER_SIZES, "image_size", "patch_size", "num_channels")
+        require_shares(self, "attention_dropout", "hidden_dropout_prob")
         require_heads(self)
-        if self.patch_size < 1 or self.image_size < 1 or self.image_size % self.patch_size:
+        if self.image_size % self.patch_size:
             raise ValueError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size})")
         if self.patch_size % self.stem_stride:
             raise ValueError(
@@ -150,6 +172,7 @@ class ResNetTowerConfig(PreTrainedConfig):
         return self.width * 8 * (4 if self.bottleneck else 1)
 
     def validate_architecture(self):
+        require_positive(self, "width", "num_attention_heads", "output_dim", "image_size", "num_channels")
         require_choice(self, "pooling", ("mean", "attention"))
         if len(self.depths) != 4 or min(self.depths) < 1:
             raise ValueError(f"depths must name the blocks of four stages, got {list(self.depths)}")
@@ -209,6 +232,9 @@ class EfficientNetTowerConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def validate_architecture(self):
+        require_positive(self, "width_coefficient", "depth_coefficient", "channel_divisor", "squeeze_ratio")
+        require_positive(self, "image_size", "num_channels", "head_channels", "hidden_size")
+        require_shares(self, "drop_connect_rate")
         require_choice(self, "padding", ("same", "fixed"))
         require_choice(self, "pooling", ("mean", "max"))
         if not self.stages:
@@ -272,7 +298,11 @@ class BertTowerConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def validate_architecture(self):
+        require_positive(self, *TRANSFORMER_SIZES, "vocab_size", "max_position_embeddings", "encoder_hidden_size")
+        require_shares(self, "hidden_dropout_prob", "attention_probs_dropout_prob")
         require_heads(self)
+        if self.type_vocab_size < 0:
+            raise ValueError(f"type_vocab_size must not be negative (0: none), got {self.type_vocab_size}")
 
 
 @strict
@@ -306,6 +336,8 @@ class ClipTextTowerConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def validate_architecture(self):
+        require_positive(self, *TRANSFORMER_SIZES, "vocab_size", "max_position_embeddings")
+        require_shares(self, "attention_dropout")
         require_heads(self)
         require_choice(self, "pooling", ("argmax", "eos", "first", "last"))
         if self.pooling == "eos" and not isinstance(self.eos_token_id, int):

@@ -11,7 +11,6 @@ import math
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.output_capturing import capture_outputs
@@ -19,6 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 from hfvlm.encoders.configuration import EfficientNetTowerConfig
 from hfvlm.encoders.efficientnet_stages import Block
 from hfvlm.modeling import VlmPreTrainedModel
+from hfvlm.nn.activation import activation
 from hfvlm.nn.batch_norm import BatchNorm2d
 from hfvlm.nn.embedding import check_pixels
 
@@ -123,7 +123,7 @@ class _ConvNorm(nn.Module):
 
 
 def _act(config: EfficientNetTowerConfig) -> nn.Module:
-    return ACT2FN[config.hidden_act or ("relu6" if config.lite else "silu")]
+    return activation(config.hidden_act or ("relu6" if config.lite else "silu"))
 
 
 class EfficientNetTower(VlmPreTrainedModel):

@@ -166,6 +166,9 @@ class ResNetTower(VlmPreTrainedModel):
         """
         config = self.config
         check_pixels(pixel_values, config.num_channels, None if interpolate_pos_encoding else config.image_size)
+        if config.modified and min(pixel_values.shape[2:]) < 32:  # the averages would be of nothing
+            height, width = pixel_values.shape[2:]
+            raise ValueError(f"pixel_values are {height}x{width}, this tower reads 32x32 or more: enlarge them")
         features = self.stem_pool(self.stem(pixel_values.to(self.dtype)))
         for stage in self.stages:
             for block in stage:

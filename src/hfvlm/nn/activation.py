@@ -26,5 +26,11 @@ class QuickGelu(nn.Module):
 
 
 def activation(name: str) -> nn.Module:
-    """transformers' activation of that name, or the quicker form of the same."""
+    """transformers' activation of that name, or the quicker form of the same.
+
+    Raises:
+        ValueError: for a name that transformers does not know; names those that it does.
+    """
+    if name not in ACT2FN:  # looked up here and not in the configuration: to import the table takes seconds
+        raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}; got {name!r}")
     return QuickGelu() if name == "quick_gelu" else ACT2FN[name]
