@@ -249,6 +249,24 @@ def test_a_damaged_index_is_refused_until_it_is_rebuilt(folder, embedder, damage
     assert len(update_index(folder, embedder, "tiny", rebuild=True)) == 5
 
 
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_a_file_that_is_no_index_is_left_alone(folder, embedder, rebuild):
+    embedder.model.save_pretrained(folder / "saved")
+    for path in (folder / "a.png", folder / "saved" / "model.safetensors"):
+        before = path.read_bytes()
+        with pytest.raises(ImageIndexError, match="is not an index; name another file with --index"):
+            update_index(folder, embedder, "tiny", path=path, rebuild=rebuild)
+        assert path.read_bytes() == before
+    assert embedder.seen == []
+
+
+def test_a_damaged_index_elsewhere_is_rebuilt(folder, embedder, tmp_path):
+    path = tmp_path / "own.safetensors"
+    update_index(folder, embedder, "tiny", path=path)
+    path.write_bytes(path.read_bytes()[:-10])
+    assert len(update_index(folder, embedder, "tiny", path=path, rebuild=True)) == 5
+
+
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_embedded(folder, embedder):
     (folder / ".hfvlm").touch()  # a file where the index's folder should be
     with pytest.raises(OSError, match=r"the index cannot be written here .*--index PATH"):

@@ -22,9 +22,24 @@ from hfvlm.nearest import check_search, nearest
 
 FORMAT = "hfvlm-index-2"
 
+#: bytes at the start of an index, of any version, in which it says that it is one
+_HEAD = 65_536
+
 
 class ImageIndexError(ValueError):
     """An index that cannot be used; the message says why, and the way out."""
+
+
+def check_index_file(path: str | os.PathLike) -> None:
+    """Refuses a file that is no index, of whatever version or damaged: it is not ours to read or to overwrite.
+
+    Raises:
+        ImageIndexError: it is another kind of file.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        if b'"hfvlm-index-' not in file.read(_HEAD):
+            raise ImageIndexError(f"{os.fspath(path)}: is not an index; name another file with --index")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from hfvlm.data.fingerprint import fingerprint
-from hfvlm.data.index import ImageIndex, Stamp, merged
+from hfvlm.data.index import ImageIndex, Stamp, check_index_file, merged
 from hfvlm.embedder import Embedder
 from hfvlm.images import ImageError, images_in
 
@@ -40,7 +40,7 @@ def update_index(
         embedder: of the model that made the index, or makes it now.
         model: what to call that model in the index.
         path: of the index; None: `INDEX_PATH` in the folder.
-        rebuild: whatever index is there, start anew.
+        rebuild: whatever index is there, start anew. A file elsewhere than at `INDEX_PATH` must be an index.
         flush_seconds: the time between writes.
         dtype: of the embeddings on disk. float16 changes a similarity by less than 0.001.
         on_error: is told of each image that is left out, and each folder that cannot be read.
@@ -48,13 +48,15 @@ def update_index(
 
     Raises:
         NotADirectoryError: `folder` is none.
-        ImageIndexError: the index is damaged or another model's, or holds no image that can be read.
+        ImageIndexError: `path` is no index, a damaged one or another model's, or holds no image that can be read.
         OSError: the index cannot be written.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder}: is not a folder")
     path = folder / INDEX_PATH if path is None else Path(path)
+    if path.is_file() and path != folder / INDEX_PATH:  # what lies there is ours, even if nothing of it can be read
+        check_index_file(path)
     index = ImageIndex(fingerprint(embedder.model, embedder.processor.image_processor), model)
     if path.is_file() and not rebuild:
         known = ImageIndex.load(path)
