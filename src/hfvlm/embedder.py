@@ -22,7 +22,7 @@ class Embedder:
         model: a two-tower model: of this package, or any with `get_image_features` and `get_text_features` whose
             `pooler_output` is in the joint space, as transformers' CLIP and SigLIP. It is put into evaluation mode.
         processor: the model's own.
-        batch_size: images or texts at a time.
+        batch_size: images or texts at a time. On a CPU larger ones are slower: their activations are fresh memory.
         threads: that read images; None: as many as there are cores.
 
     Raises:
@@ -30,7 +30,7 @@ class Embedder:
         ValueError: a `batch_size` or `threads` below 1.
     """
 
-    def __init__(self, model: Any, processor: Any, batch_size: int = 32, threads: int | None = None):
+    def __init__(self, model: Any, processor: Any, batch_size: int = 8, threads: int | None = None):
         if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
             raise TypeError(
                 f"{type(model).__name__} does not embed images and texts in one space: use a two-tower model, such as "

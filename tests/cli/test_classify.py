@@ -51,6 +51,12 @@ def test_json(run, clip, photos, paths, options, templates):
     assert [list(row["scores"]) for row in rows] == [list(row["scores"]) for row in expected(paths, templates)]
 
 
+def test_labels_can_be_repeated(run, clip, photos, paths):
+    arguments = ("--labels", "dog,red ball", "--labels", "tree", "--model", clip, "--dtype", "fp32", "--json")
+    result = run("classify", photos, *arguments)
+    assert [json.loads(line) for line in result.out.splitlines()] == expected(paths)
+
+
 def test_text_and_top_k(run, clip, paths):
     arguments = ("--labels", ",".join(LABELS), "--model", clip, "--dtype", "fp32", "--top-k", 1)
     result = run("classify", paths[0], *arguments)

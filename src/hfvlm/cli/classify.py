@@ -10,6 +10,7 @@ from rich.text import Text
 from hfvlm.cli.console import Report, print_line, stdout
 from hfvlm.cli.inputs import find_images
 from hfvlm.cli.loading import (
+    BATCH_SIZE,
     BUILT_IN,
     AsJson,
     BatchSize,
@@ -50,7 +51,9 @@ def classify(
     paths: Annotated[
         list[str], typer.Argument(metavar="IMAGE...", help="Images, folders, quoted glob patterns, or URLs.")
     ],
-    labels: Annotated[str, typer.Option(metavar="A,B,...", help="What there is to choose from.")],
+    labels: Annotated[
+        list[str], typer.Option(metavar="A,B,...", help="What there is to choose from; it can be repeated.")
+    ],
     model: TwoTowerModel = None,
     template: Annotated[
         list[str] | None,
@@ -60,7 +63,7 @@ def classify(
         ),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many labels an image.")] = 5,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = BATCH_SIZE,
     dtype: Precision = Dtype.auto,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -76,7 +79,7 @@ def classify(
     from hfvlm.evaluation.zero_shot import ZeroShotClassifier, check_labels
 
     try:
-        names = check_labels(labels.split(","))
+        names = check_labels(",".join(labels).split(","))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--labels") from error
     templates = _templates(template or ["photo"])

@@ -9,7 +9,16 @@ import typer
 
 from hfvlm.cli.console import Report, print_line
 from hfvlm.cli.inputs import find_images
-from hfvlm.cli.loading import BUILT_IN, BatchSize, Dtype, Precision, TrustRemoteCode, TwoTowerModel, load_embedder
+from hfvlm.cli.loading import (
+    BATCH_SIZE,
+    BUILT_IN,
+    BatchSize,
+    Dtype,
+    Precision,
+    TrustRemoteCode,
+    TwoTowerModel,
+    load_embedder,
+)
 
 
 def embed(
@@ -21,7 +30,7 @@ def embed(
     texts: Annotated[
         Path | None, typer.Option(help='Texts: .txt, a line each, or .jsonl, strings or {"text": ..., "id": ...}.')
     ] = None,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = BATCH_SIZE,
     dtype: Precision = Dtype.auto,
     as_json: Annotated[bool, typer.Option("--json", help="Say what was written as one JSON object.")] = False,
     trust_remote_code: TrustRemoteCode = False,

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from hfvlm.cli.console import Report, print_line, stdout
 from hfvlm.cli.loading import (
+    BATCH_SIZE,
     BUILT_IN,
     AsJson,
     BatchSize,
@@ -44,7 +45,7 @@ def search(
     ] = None,
     model: TwoTowerModel = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Make the index anew.")] = False,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = BATCH_SIZE,
     dtype: Precision = Dtype.auto,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,

@@ -54,7 +54,7 @@ class ImageTextRetrievalPipeline(Pipeline):
         self,
         images: str | os.PathLike | Sequence[Any] | None = None,
         texts: Sequence[str] | None = None,
-        batch_size: int = 32,
+        batch_size: int = 8,
         skip_unreadable: bool = False,
     ) -> "ImageTextRetrievalPipeline":
         """Embeds the collection that is searched from now on, in place of one before.
