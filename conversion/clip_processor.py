@@ -98,16 +98,16 @@ def own_processor(config: ClipConfig, beside: Path | None) -> ClipProcessor | No
 
 
 def what_is_missing(config: ClipConfig) -> str:
-    """What to do about a model that was written without a processor."""
+    """What to do about a model that was written without a tokenizer."""
     words = config.text_config.vocab_size
     if words == WORDS:
         return (
-            f"no processor written: texts need OpenAI's {MERGES_FILE}, in the folder clip/ of "
+            f"no tokenizer written: texts need OpenAI's {MERGES_FILE}, in the folder clip/ of "
             "https://github.com/openai/CLIP: lay it beside the checkpoint, or give it, or a folder with a "
             "tokenizer.json, as --vocab"
         )
     return (
-        f"no processor written: {words} words are not OpenAI's: give the folder with the tokenizer.json of the model "
+        f"no tokenizer written: {words} words are not OpenAI's: give the folder with the tokenizer.json of the model "
         "(the one that open_clip's hf_tokenizer_name names), or its merges, as --vocab"
     )
 

@@ -5,7 +5,7 @@ their tensors alike; `in_tree`: transformers' own CLIP.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ SHARED = (
 )  # fmt: skip
 VISION_ONLY = ("num_channels", "image_size", "patch_size")
 TEXT_ONLY = ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+#: fields of towers that tensors do not tell, but which change what they compute
+GUESSED = ("num_attention_heads", "hidden_act", "pooling", "causal")
 #: how transformers' configurations say that the end of a text is its highest id
 LEGACY_END = 2
 
@@ -130,6 +132,25 @@ def release_fields(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     if "logit_bias" in tensors:
         fields.update(objective="sigmoid", logit_bias_init_value=-10.0)
     return known(fields)
+
+
+def guesses(
+    config: ClipConfig, fields: Mapping[str, Any], told: Iterable[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """What a release's tensors do not tell of the towers, and nobody else did: sub-config -> field -> value.
+
+    Args:
+        config: with the guesses.
+        fields: of `release_fields`, whose heads are a guess themselves.
+        told: fields of `ClipConfig` that the caller named.
+    """
+    told, found = list(told), {}
+    for part in ("vision_config", "text_config"):
+        tower, sources = getattr(config, part), (fields, *told)
+        named = {name for source in sources for name in source.get(part, {})} - {"num_attention_heads"}
+        named |= {name for source in told for name in source.get(part, {})}
+        found[part] = {name: getattr(tower, name) for name in GUESSED if name not in named and hasattr(tower, name)}
+    return {part: missing for part, missing in found.items() if missing}
 
 
 def _vit_fields(shapes: Shapes) -> dict[str, Any]:

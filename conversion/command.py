@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,11 +22,18 @@ ConfigLike = str | Path | Mapping[str, Any] | None
 
 
 class Conversion(NamedTuple):
-    """A converted model, the processor that goes with it if there is one, and the source keys that were left out."""
+    """A converted model, and what is said of it.
+
+    Attributes:
+        processor: goes with the model; where there is no vocabulary its images' alone, or None.
+        dropped: the source keys that were left out, each with the reason.
+        guesses: fields that neither the source nor the caller told, by the sub-config that they are in.
+    """
 
     model: PreTrainedModel
     processor: Any | None
     dropped: dict[str, str]
+    guesses: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
 def open_source(checkpoint: Source) -> Checkpoint:
@@ -43,6 +51,24 @@ def open_source(checkpoint: Source) -> Checkpoint:
     return read_checkpoint(checkpoint)
 
 
+def read_config(config: ConfigLike) -> dict[str, Any] | None:
+    """The caller's fields, read where they are in a JSON file.
+
+    Raises:
+        ValueError: it is JSON itself, or the file holds no mapping.
+        FileNotFoundError: there is no such file.
+    """
+    if isinstance(config, (str, Path)):
+        if str(config).lstrip().startswith("{") and not Path(config).is_file():
+            raise ValueError(
+                f"--config takes a JSON file, not JSON itself: write {config} to a file and give its path"
+            )
+        path, config = config, json.loads(Path(config).read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"--config {path} must hold a JSON object of fields, not {type(config).__name__}")
+    return None if config is None else dict(config)
+
+
 def merged_config(
     config_class: type[PreTrainedConfig],
     variants: Mapping[str, Mapping[str, Any]],
@@ -53,6 +79,7 @@ def merged_config(
     *,
     towers: Mapping[str, str],
     image_tower: str = "vision_config",
+    advice: str | None = None,
 ) -> PreTrainedConfig:
     """What the source tells, then the variant, then the caller's config, each over the one before.
 
@@ -63,14 +90,13 @@ def merged_config(
         config: the caller's fields, or a JSON file of them.
         image_size: pixels a side, for the sub-config that `image_tower` names.
         towers: sub-config -> what to call its tower in an error. A tower with a width needs its number of heads.
+        advice: what to do first where heads cannot be told.
 
     Raises:
         ValueError: unknown variant or fields, heads that cannot be told, or sizes that cannot go together.
         FileNotFoundError: there is no file `config`.
     """
-    if isinstance(config, (str, Path)):
-        config = json.loads(Path(config).read_text(encoding="utf-8"))
-    config = dict(config or {})
+    config = read_config(config) or {}
     if variant is not None:
         config_class.variant(variant)  # refuses a name that it does not know
     named = variants.get(variant, {})
@@ -80,7 +106,8 @@ def merged_config(
         if "hidden_size" in merged[key] and "num_attention_heads" not in merged[key]:
             raise ValueError(
                 f"the {tower}'s heads cannot be told from its width {merged[key]['hidden_size']} (published ones are "
-                f'64 wide): name a variant, or give config={{"{key}": {{"num_attention_heads": ...}}}}'
+                f"64 wide): {'' if advice is None else f'{advice}; else '}give a --variant, or --config FILE with "
+                f'{{"{key}": {{"num_attention_heads": ...}}}}'
             )
     if image_size is not None:
         merged[image_tower]["image_size"] = image_size
@@ -180,9 +207,10 @@ def run(
         if back and to_transformers is None:
             raise ValueError("transformers has no such architecture: leave --to out")
         folder.check_output(args.output)
-        conversion = opened(args.checkpoint) if back else None
+        conversion, verified = (opened(args.checkpoint) if back else None), False
         if conversion is None:
             conversion = convert(None if back else args.output)
+            verified = args.verify
         elif any(getattr(args, wish) is not None for wish in ("variant", "config", "image_size", *wishes)):
             raise ValueError("an hfvlm folder has its sizes and vocabulary: leave --variant, --config, ... out")
         said = list(notes(conversion))
@@ -196,5 +224,7 @@ def run(
         print(f"left out {count} keys: {reason}")
     for note in said:
         print(note)
+    if verified:
+        print("verified: one forward pass, its outputs finite; a wrong activation, heads or pooling would pass it too")
     print(f"{args.output}: {sum(p.numel() for p in conversion.model.parameters()):,} parameters")
     return 0

@@ -8,11 +8,11 @@ Reads the archives and state dicts of https://github.com/openai/CLIP, the weight
 https://github.com/mlfoundations/open_clip, folders of transformers' CLIP, and hfvlm folders (for another image size).
 An archive's program is not run: its tensors are read. Sizes come from the weights; heads (64 wide unless told) and
 what else weights do not tell from `--config`: a JSON file with fields of `hfvlm.ClipConfig`, or open_clip's own, which
-is also found beside the checkpoint. Without it the activation is OpenAI's QuickGELU. Texts need the merges file of the
-original, or a folder with a tokenizer, as `--vocab` or beside the checkpoint; without one, the model is written alone.
+is also found beside the checkpoint. What neither tells is taken to be OpenAI's, and said. Texts need the merges file
+of the original, or a folder with a tokenizer, as `--vocab` or beside the checkpoint; without one, the model is written
+with its image processor alone.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,11 @@ from hfvlm.models.clip.modeling_clip import (
     ClipTextModel,
     ClipVisionModel,
 )
+from hfvlm.models.clip.processing_clip import ClipProcessor
 
 
 IN_TREE = ("clip", "clip_vision_model", "clip_text_model")
+ADVICE = "if this is open_clip's, give its model JSON as --config FILE"
 TOWERS = {"vision_config": "vision tower", "text_config": "text tower"}
 #: ours -> transformers' class of the same head, and which part of its configuration that is made of
 BACK = {
@@ -64,7 +66,7 @@ def convert(
             shapes do not tell.
         image_size: pixels a side; the position table is resized if the checkpoint's is another.
         vocab: the original's merges file, or a folder with a tokenizer; by default what lies beside the checkpoint.
-        output: folder to save the model in, with its processor if there is a vocabulary.
+        output: folder to save the model in, with its processor, or without a vocabulary its image processor.
         verify: run the model once and refuse outputs that are not finite.
 
     Returns:
@@ -106,13 +108,13 @@ def _converted(checkpoint, variant, config, image_size, vocab, output, verify) -
 def _build(source: Checkpoint, variant, config: ConfigLike, image_size, vocab) -> Conversion:
     kind, tensors, images = (source.config or {}).get("model_type"), source.tensors, {}
     texts: dict[str, Any] = {}
-    if isinstance(config, (str, Path)):
-        config = json.loads(Path(config).read_text(encoding="utf-8"))
+    config = command.read_config(config)
     release = kind not in (*IN_TREE, ClipConfig.model_type)
     if config is None and variant is None and release and source.folder is not None:
         beside = source.folder / open_clip.FILE
-        config = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
-    if config is not None and open_clip.is_description(config):
+        config = command.read_config(beside) if beside.is_file() else None
+    described = config is not None and open_clip.is_description(config)
+    if described:
         description, config = config, open_clip.model_fields(config)
         texts = open_clip.text_fields(description)
         images = open_clip.image_fields(description, image_size or config["vision_config"]["image_size"])
@@ -124,7 +126,12 @@ def _build(source: Checkpoint, variant, config: ConfigLike, image_size, vocab) -
     else:
         tensors = _release_tensors(tensors)
         head, fields, rules = ClipModel, clip_rules.release_fields(tensors), None
-    built = command.merged_config(ClipConfig, VARIANTS, fields, variant, config, image_size, towers=TOWERS)
+    built = command.merged_config(
+        ClipConfig, VARIANTS, fields, variant, config, image_size, towers=TOWERS, advice=ADVICE if release else None
+    )
+    guesses = {}
+    if release and not described:
+        guesses = clip_rules.guesses(built, fields, (VARIANTS.get(variant, {}), config or {}))
     if rules is None:
         rules = clip_rules.release_rules(built, clip_rules.text_prefix(tensors))
     model = head(built)
@@ -133,7 +140,9 @@ def _build(source: Checkpoint, variant, config: ConfigLike, image_size, vocab) -
         processor = clip_processor.own_processor(built, source.folder)
     else:
         processor = clip_processor.processor_for(built, source.folder, vocab, images, texts)
-    return Conversion(model, processor, dropped)
+    if processor is None and head is not ClipTextModel:
+        processor = clip_processor.image_processor_for(built, source.folder, images)
+    return Conversion(model, processor, dropped, guesses)
 
 
 def _release_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -200,7 +209,9 @@ def _opened(path: Path) -> Conversion | None:
 def _back(conversion: Conversion) -> Conversion:
     processor = conversion.processor
     theirs = to_transformers(conversion.model)
-    return Conversion(theirs, processor and clip_processor.in_tree_processor(processor), conversion.dropped)
+    if isinstance(processor, ClipProcessor):
+        processor = clip_processor.in_tree_processor(processor)
+    return Conversion(theirs, processor, conversion.dropped)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -213,12 +224,12 @@ def main(argv: list[str] | None = None) -> int:
         return _converted(args.checkpoint, args.variant, args.config, args.image_size, args.vocab, output, args.verify)
 
     def notes(conversion: Conversion) -> Iterator[str]:
-        if conversion.processor is None:
+        if not isinstance(conversion.processor, ClipProcessor):
             yield clip_processor.what_is_missing(conversion.model.config)
-        beside = (args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent) / open_clip.FILE
-        told = args.config is not None or args.variant is not None or beside.is_file()
-        if not told and command.model_type_of(args.checkpoint) is None:
-            yield "heads of 64 and QuickGELU, as OpenAI's: if the weights are open_clip's, give its JSON as --config"
+        for part, fields in conversion.guesses.items():
+            yield f"guessed, as OpenAI's: {part}: {', '.join(f'{name}={value!r}' for name, value in fields.items())}"
+        if conversion.guesses:
+            yield f"{ADVICE}; fields of --config are taken at their word"
 
     return command.run("convert_clip", args, convert_to, _opened, _back, wishes=("vocab",), notes=notes)
 

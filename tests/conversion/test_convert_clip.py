@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
 from torch import nn
-from transformers import AutoModel, AutoProcessor, CLIPTokenizer
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, CLIPTokenizer
 
 import hfvlm
 from hfvlm.conversion import clip_processor, clip_rules, open_clip
@@ -146,7 +146,8 @@ def test_heads_are_counted_as_the_original_counts_them():
 def test_heads_that_cannot_be_told_are_asked_for(release):
     with pytest.raises(ValueError, match="vision tower's heads cannot be told from its width 40"):
         convert(release)
-    with pytest.raises(ValueError, match="text tower's heads.*num_attention_heads"):
+    advice = "if this is open_clip's, give its model JSON as --config FILE; else give a --variant, or --config FILE"
+    with pytest.raises(ValueError, match=f"text tower's heads.*: {advice} with .*num_attention_heads"):
         convert(release, config={"vision_config": {"num_attention_heads": 4}})
 
 
@@ -203,7 +204,8 @@ def test_another_image_size(model, folder):
 def test_on_the_command_line(model, folder, capsys):
     assert main(arguments(folder, "--verify")) == 0
     said = capsys.readouterr().out
-    assert "QuickGELU" not in said and "no processor" not in said and "parameters" in said
+    assert "no tokenizer" not in said and "parameters" in said
+    assert "verified: one forward pass, its outputs finite; a wrong activation, heads or pooling would pass" in said
     assert_same_weights(AutoModel.from_pretrained(folder.parent / "out"), model)
     processor = AutoProcessor.from_pretrained(folder.parent / "out")
     batch = processor(text=["the dog", "The  CAT!"])
@@ -225,8 +227,42 @@ def test_what_is_left_to_a_guess_is_said(folder, capsys, monkeypatch):
     arguments = ["--checkpoint", str(folder / "clip.pt"), "--output", str(folder.parent / "out")]
     assert main(arguments) == 0
     said = capsys.readouterr().out
-    assert f"no processor written: texts need OpenAI's {MERGES_FILE}, in the folder clip/ of https://github" in said
-    assert "heads of 64 and QuickGELU, as OpenAI's: if the weights are open_clip's, give its JSON as --config" in said
+    assert f"no tokenizer written: texts need OpenAI's {MERGES_FILE}, in the folder clip/ of https://github" in said
+    act = "hidden_act='quick_gelu', pooling="
+    assert f"guessed, as OpenAI's: vision_config: num_attention_heads=1, {act}'cls'\n" in said
+    assert f"guessed, as OpenAI's: text_config: num_attention_heads=1, {act}'argmax', causal=True\n" in said
+    assert "if this is open_clip's, give its model JSON as --config FILE" in said and "verified" not in said
+
+
+def test_only_what_the_config_names_is_no_guess(folder, capsys):
+    """The heads alone leave the activation and the pooling guessed; open_clip's own description leaves nothing."""
+    named = {"hidden_act": "gelu", "pooling": "cls", "num_attention_heads": 4}
+    (folder / "more.json").write_text(json.dumps({**HEADS, "vision_config": named}))
+    (folder / "ViT.json").write_text(json.dumps(DESCRIPTION))
+    text = "text_config: hidden_act='quick_gelu', pooling='argmax', causal=True"
+    for config, guesses in (
+        ("fields.json", ["vision_config: hidden_act='quick_gelu', pooling='cls'", text]),
+        ("more.json", [text]),
+        ("ViT.json", []),
+    ):
+        assert main(arguments(folder, config=config)) == 0
+        said = capsys.readouterr().out.splitlines()
+        assert [line for line in said if "guessed" in line] == [f"guessed, as OpenAI's: {guess}" for guess in guesses]
+        shutil.rmtree(folder.parent / "out")
+    torch.save(to_release(resnet()), folder / "clip.pt")
+    assert main(arguments(folder)) == 0
+    assert "vision_config" not in capsys.readouterr().out  # the tensors tell how a ResNet pools
+
+
+def test_images_need_no_vocabulary(folder, tmp_path):
+    """Not in a folder that is converted again, nor in transformers' format."""
+    convert(folder / "clip.pt", config=HEADS, output=tmp_path / "one")
+    convert(tmp_path / "one", image_size=48, output=tmp_path / "two")
+    back = ["--checkpoint", str(tmp_path / "two"), "--output", str(tmp_path / "back"), "--to", "transformers"]
+    assert main(back) == 0
+    for name, side in (("one", 32), ("two", 48), ("back", 48)):
+        images = AutoImageProcessor.from_pretrained(tmp_path / name)
+        assert images(torch.zeros(3, 60, 80), return_tensors="pt")["pixel_values"].shape == (1, 3, side, side)
 
 
 def test_open_clips_description(model, folder):
@@ -417,9 +453,12 @@ def test_weights_that_are_not_finite_fail_the_check_and_write_nothing(release, t
 
 def test_the_command_says_in_one_line_what_is_wrong(folder, capsys):
     (folder / "broken.json").write_text("{")
+    (folder / "list.json").write_text("[]")
     for more, named in (
         (arguments(folder, config="nowhere.json"), "nowhere.json"),
         (arguments(folder, config="broken.json"), "Expecting"),
+        (arguments(folder, config="list.json"), "must hold a JSON object of fields, not list"),
+        (arguments(folder, "--config", "{}"), "--config takes a JSON file, not JSON itself"),
         (arguments(folder, "--variant", "huge"), "unknown ClipConfig variant 'huge'"),
         (arguments(folder, "--vocab", str(folder / "nothing.txt")), "nothing.txt"),
         (arguments(folder, "--checkpoint", str(folder / "no.pt")), "no.pt does not exist"),
