@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from hfvlm.data.sheet import CELL, MARGIN, NAME, draw_sheet, shorten, write_sheet
+from hfvlm.data.sheet import CELL, MARGIN, NAME, draw_sheet, drawable, find_font, shorten, write_sheet
 
 
 @pytest.fixture
@@ -59,6 +59,28 @@ def test_names_are_shortened_in_the_middle(width):
     assert name.endswith(tail)
     assert abs(len(head) - len(tail)) <= 1
     assert shorten("a.jpg", font, 100) == "a.jpg"
+
+
+def test_letters_that_the_font_lacks_are_replaced(monkeypatch):
+    plain = ImageFont.load_default(NAME)
+    assert drawable("Zo\u00eb's caf\u00e9 e\u0301t\u00e9 (1)_A-b.jpg", plain) == "Zoe's cafe ete (1)_A-b.jpg"
+    assert drawable("\u4e2d.jpg", plain) == "?.jpg"
+
+    def gone(name, size):
+        raise OSError("cannot open resource")
+
+    monkeypatch.setattr(ImageFont, "truetype", gone)
+    monkeypatch.setattr(ImageFont, "load_default", lambda size: plain)
+    assert find_font(NAME) is plain
+
+
+def test_paths_are_shown_as_they_are_in_the_folder(results, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("hfvlm.data.sheet.shorten", lambda text, font, width: shown.append(text) or "")
+    path = str(tmp_path / "more" / "gone.jpg")
+    draw_sheet([(0.5, path)], "q", folder=tmp_path)
+    draw_sheet([(0.5, path)], "q")
+    assert shown == ["q", "more/gone.jpg", "q", "gone.jpg"]
 
 
 def test_written_at_once(results, tmp_path):

@@ -85,5 +85,5 @@ def search(
     if sheet is not None:
         from hfvlm.data.sheet import write_sheet
 
-        write_sheet(sheet, results, query or f"like {Path(image).name}")
+        write_sheet(sheet, results, query or f"like {Path(image).name}", folder=folder)
     raise typer.Exit(int(report.failed))

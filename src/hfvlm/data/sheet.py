@@ -1,6 +1,7 @@
-"""A contact sheet: the images that a search found, with rank, score and file name, as one picture."""
+"""A contact sheet: the images that a search found, with rank, score and path, as one picture."""
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,13 @@ TITLE, SCORE, NAME = 28, 17, 15
 PAPER, TILE, INK, FAINT = "white", "#f1f2f4", "#1b1f24", "#6a737d"
 
 
-def write_sheet(path: str | os.PathLike, results: Sequence[tuple[float, str]], title: str, columns: int = 4) -> None:
+def write_sheet(
+    path: str | os.PathLike,
+    results: Sequence[tuple[float, str]],
+    title: str,
+    columns: int = 4,
+    folder: str | os.PathLike | None = None,
+) -> None:
     """Draws a contact sheet and writes it at once.
 
     Args:
@@ -25,17 +32,20 @@ def write_sheet(path: str | os.PathLike, results: Sequence[tuple[float, str]], t
         results: score and path of each image, best first.
         title: what was searched for.
         columns: images a row, at most.
+        folder: that was searched: paths are shown as they are in it. None: only the files' names are shown.
 
     Raises:
         ValueError: no result.
         OSError: the picture cannot be written.
     """
-    sheet = draw_sheet(results, title, columns)
+    sheet = draw_sheet(results, title, columns, folder)
     with replacing(path) as new:
         sheet.save(new)
 
 
-def draw_sheet(results: Sequence[tuple[float, str]], title: str, columns: int = 4) -> Image.Image:
+def draw_sheet(
+    results: Sequence[tuple[float, str]], title: str, columns: int = 4, folder: str | os.PathLike | None = None
+) -> Image.Image:
     """As `write_sheet`, the picture itself. An image that cannot be read (any more) leaves its place empty."""
     if not results:
         raise ValueError("results is empty: there is nothing to draw")
@@ -47,8 +57,8 @@ def draw_sheet(results: Sequence[tuple[float, str]], title: str, columns: int = 
     height = head + rows * (CELL + captions) + (rows - 1) * ROW_GAP + MARGIN
     sheet = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(sheet)
-    fonts = {size: ImageFont.load_default(size) for size in (TITLE, SCORE, NAME)}
-    shown = shorten(" ".join(title.split()), fonts[TITLE], width - 2 * MARGIN)
+    fonts = {size: find_font(size) for size in (TITLE, SCORE, NAME)}
+    shown = shorten(drawable(" ".join(title.split()), fonts[TITLE]), fonts[TITLE], width - 2 * MARGIN)
     pen.text((MARGIN, MARGIN), shown, fill=INK, font=fonts[TITLE], anchor="lt")
     for number, (score, path) in enumerate(results):
         left = MARGIN + number % columns * (CELL + GAP)
@@ -62,7 +72,8 @@ def draw_sheet(results: Sequence[tuple[float, str]], title: str, columns: int = 
         line = top + CELL + 8
         pen.text((left, line), f"{number + 1}", fill=INK, font=fonts[SCORE], anchor="lt")
         pen.text((left + CELL, line), f"{score:.3f}", fill=INK, font=fonts[SCORE], anchor="rt")
-        name = shorten(Path(path).name, fonts[NAME], CELL)
+        name = Path(path).name if folder is None else Path(path).relative_to(folder).as_posix()
+        name = shorten(drawable(name, fonts[NAME]), fonts[NAME], CELL)
         pen.text((left, line + SCORE + 4), name, fill=FAINT, font=fonts[NAME], anchor="lt")
     return sheet
 
@@ -76,6 +87,33 @@ def _thumbnail(path: str) -> Image.Image | None:
     scale = CELL / max(image.size)
     size = tuple(max(1, round(side * scale)) for side in image.size)
     return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def find_font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans where the system has it, which knows accents, Greek and Cyrillic; else the font within Pillow."""
+    try:
+        return ImageFont.truetype("DejaVuSans.ttf", size)
+    except OSError:
+        return ImageFont.load_default(size)
+
+
+def drawable(text: str, font: ImageFont.FreeTypeFont) -> str:
+    """The text in characters that the font has: letters without the accents that it lacks, else question marks."""
+    missing = _outline("\uffff", font)  # no character: what is drawn for it is drawn for all that the font lacks
+
+    def one(character: str) -> str:
+        if _outline(character, font) != missing:
+            return character
+        plain = unicodedata.normalize("NFKD", character)
+        plain = "".join(part for part in plain if not unicodedata.combining(part))
+        return "".join(part if _outline(part, font) != missing else "?" for part in plain)
+
+    return "".join(map(one, unicodedata.normalize("NFC", text)))  # some systems name files with the marks apart
+
+
+def _outline(character: str, font: ImageFont.FreeTypeFont) -> tuple[tuple[int, int], bytes]:
+    mask = font.getmask(character)
+    return mask.size, bytes(mask)
 
 
 def shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
