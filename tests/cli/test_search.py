@@ -97,7 +97,9 @@ def test_an_index_of_another_model(run, clip, photos, tmp_path):
         (["a dog", "--sheet", "sheet.txt"], 2, "must be a .png"),
         (["a dog", "--sheet", "gone/sheet.png"], 2, "must be a .png in a folder that is there"),
         (["a dog", "--top-k", "0"], 2, "--top-k"),
-        (["a dog", "--model", "/no/such/folder"], 1, "/no/such/folder"),
+        (["a dog", "--model", "/no/such/folder"], 1, "no such folder: /no/such/folder"),
+        (["a dog", "--model", "./nosuch"], 1, "no such folder: ./nosuch"),
+        (["a dog", "--model", __file__], 1, "is a file, not the folder of a model"),
     ],
 )
 def test_bad_options(run, clip, photos, arguments, code, message):
@@ -114,6 +116,17 @@ def test_a_model_without_two_towers(run, model, photos):
     result = run("search", "a dog", "--in", photos, "--model", model)
     assert (result.code, result.out) == (1, "")
     assert "BlipModel does not embed images and texts in one space" in result.err
+
+
+def test_a_folder_without_a_processor_or_a_model(run, photos, tmp_path):
+    for command in (("search", "a dog", "--in", photos), ("caption", photos)):
+        stock_clip().save_pretrained(tmp_path / "half")
+        result = run(*command, "--model", tmp_path / "half")
+        assert (result.code, result.out) == (1, "")
+        assert "half has no processor (no processor_config.json): convert or save it again" in result.err
+        result = run(*command, "--model", photos)
+        assert (result.code, result.out) == (1, "")
+        assert "photos has no config.json: it is not the folder of a model" in result.err
 
 
 def test_a_model_that_gives_nan(run, photos, tmp_path):

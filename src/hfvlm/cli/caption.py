@@ -13,7 +13,7 @@ from rich.text import Text
 
 from hfvlm.cli.console import print_error, print_line, progress_bar, stderr, stdout
 from hfvlm.cli.inputs import find_images
-from hfvlm.cli.loading import Dtype, choose_device
+from hfvlm.cli.loading import Dtype, check_model_name, choose_device
 from hfvlm.images import ImageError, open_image
 
 
@@ -63,6 +63,7 @@ def _readable(paths: list[str], output: _Output, opened: deque[str]) -> Iterator
 
 
 def _load(model: str | None, dtype: str, trust_remote_code: bool, **options: Any) -> "Pipeline":
+    check_model_name(model)
     from hfvlm.pipelines import pipeline
 
     device, precision = choose_device(dtype)

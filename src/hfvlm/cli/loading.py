@@ -1,6 +1,7 @@
 """From the name of a model on the command line to the model, on the device and in the precision that fit."""
 
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -50,6 +51,29 @@ def choose_device(dtype: str) -> tuple["torch.device", "torch.dtype"]:
     return device, choose_dtype(device, dtype)
 
 
+def check_model_name(model: str | None) -> None:
+    """Tells a path that leads nowhere, or to half of a model, from a name on the Hub.
+
+    Raises:
+        ValueError: there is no such folder, or it lacks the processor.
+    """
+    if model is None:
+        return
+    folder = Path(model)
+    if not folder.is_dir():
+        if folder.exists():
+            raise ValueError(f"--model {model}: is a file, not the folder of a model")
+        if folder.is_absolute() or model.startswith((".", "~")) or model.endswith("/") or model.count("/") > 1:
+            raise ValueError(f"no such folder: {model}")
+    elif not (folder / "config.json").is_file():
+        raise ValueError(f"{model} has no config.json: it is not the folder of a model")
+    elif not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
+        raise ValueError(
+            f"{model} has no processor (no processor_config.json): convert or save it again with its processor "
+            "(conversion/convert_clip.py --vocab FILE)"
+        )
+
+
 def load_embedder(model: str | None, dtype: str, trust_remote_code: bool, batch_size: int) -> "Embedder":
     """A two-tower model with its processor; None: the built-in one.
 
@@ -71,6 +95,7 @@ def load_two_towers(model: str | None, dtype: str, trust_remote_code: bool) -> t
     Raises:
         ValueError: there is no model of that name, or it lacks weights of the two towers.
     """
+    check_model_name(model)
     from transformers import AutoModel, AutoProcessor
 
     from hfvlm.builtin import builtin_model
