@@ -123,3 +123,18 @@ def test_a_fresh_tower_has_the_released_codes_scale():
         (model.blocks[1].mlp.fc2.weight, branch),
     ):
         assert weight.std().item() == pytest.approx(std, rel=0.05)
+
+
+@pytest.mark.parametrize("wrong", [519, -100])
+def test_ids_of_another_vocabulary_are_named(ids, wrong):
+    ids[1, 2] = wrong
+    with pytest.raises(ValueError, match=f"id {wrong}, but vocab_size is 40: the processor is another model's"):
+        tower()(ids)
+
+
+def test_padding_that_is_replaced_may_have_any_id(ids):
+    model, mask = tower(causal=False, pooling="first"), torch.ones_like(ids)
+    mask[:, 5:] = 0
+    expected = model(ids, attention_mask=mask).pooler_output
+    ids[:, 5:] = -100
+    assert torch.equal(model(ids, attention_mask=mask).pooler_output, expected)

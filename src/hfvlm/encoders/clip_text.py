@@ -72,8 +72,8 @@ class ClipTextTower(VlmPreTrainedModel):
             `last_hidden_state` `[batch, length, hidden_size]`, normed; `pooler_output` `[batch, hidden_size]`.
 
         Raises:
-            ValueError: padding on the left (positions count slots; only a mask on CPU is looked at), or more tokens
-                than there are positions.
+            ValueError: padding on the left (positions count slots; only a mask on CPU is looked at), more tokens than
+                there are positions, or ids that the vocabulary does not have (ids on CPU alone are looked at).
         """
         config = self.config
         self._check(input_ids, attention_mask)
@@ -83,6 +83,7 @@ class ClipTextTower(VlmPreTrainedModel):
                 input_ids = input_ids.masked_fill(attention_mask == 0, padding)
             missing = config.max_position_embeddings - input_ids.shape[1]
             input_ids = nn.functional.pad(input_ids, (0, missing), value=padding)
+        self._check_words(input_ids)
         hidden_states = self.token_embedding(input_ids) + self.position_embedding[: input_ids.shape[1]]
         if config.causal:
             mask = create_causal_mask(config, hidden_states, None, None)
@@ -124,3 +125,15 @@ class ClipTextTower(VlmPreTrainedModel):
         # elsewhere than on CPU the answer would have to be waited for
         if attention_mask.device.type == "cpu" and not attention_mask[:, 0].all():
             raise ValueError("attention_mask has padding on the left: this tower's texts start at position 0")
+
+    def _check_words(self, input_ids: torch.Tensor) -> None:
+        # elsewhere than on CPU the answer would have to be waited for
+        if torch.compiler.is_compiling() or input_ids.device.type != "cpu" or not input_ids.numel():
+            return
+        words = self.token_embedding.num_embeddings
+        low, high = (bound.item() for bound in input_ids.aminmax())
+        if low < 0 or high >= words:
+            raise ValueError(
+                f"input_ids has id {low if low < 0 else high}, but vocab_size is {words}: "
+                "the processor is another model's"
+            )
