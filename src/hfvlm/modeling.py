@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import TransformersKwargs
 
 from hfvlm.saving import SavesCode
@@ -60,6 +60,14 @@ class VlmPreTrainedModel(SavesCode, PreTrainedModel):
 
     #: The stage that `freeze` was asked for last.
     _stage: str | None = None
+
+    def __init__(self, config: PreTrainedConfig, *inputs, **kwargs):
+        # from_pretrained(folder, field=value) and assignments change a config after it was checked; the towers within
+        # check their own
+        validate = getattr(config, "validate", None)
+        if validate is not None:
+            validate()
+        super().__init__(config, *inputs, **kwargs)
 
     def _initialize_weights(self, module, is_custom_code: bool = False) -> None:
         # Modules outside transformers are passed over once all of their own parameters are loaded, and those that

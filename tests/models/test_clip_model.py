@@ -70,6 +70,8 @@ def test_a_vision_dict_is_completed_to_clips_form():
         ({"project_images": False}, r"projection_dim \(32\) must be the image tower's 40 numbers"),
         ({"max_logit_scale": 0.5}, "max_logit_scale must be above 1"),
         ({"max_logit_scale": "none"}, "max_logit_scale must be a number, None or \"auto\"; got 'none'"),
+        ({"logit_scale_init_value": "log"}, "logit_scale_init_value must be a number or \"auto\"; got 'log'"),
+        ({"logit_bias_init_value": "none"}, "logit_bias_init_value must be a number, None or \"auto\"; got 'none'"),
         ({"projection_dim": 0}, "projection_dim must be at least 1, got 0"),
         ({"objective": "sigmoid", "label_smoothing": 0.1}, "label_smoothing is of the softmax objective"),
         ({"objective": "sigmoid", "local_loss": True}, "local_loss is of the softmax objective"),
@@ -117,6 +119,38 @@ def test_the_sigmoid_objective_has_no_limit_of_its_own(tmp_path):
         for objective in ("softmax", "sigmoid"):
             ClipConfig(objective=objective, max_logit_scale=limit).save_pretrained(tmp_path)
             assert ClipConfig.from_pretrained(tmp_path).max_logit_scale == limit
+
+
+def test_the_sigmoid_objective_starts_as_siglip(tmp_path):
+    fresh = tiny_model("hfvlm_clip", "AutoModel", objective="sigmoid")
+    assert fresh.logit_scale.item() == pytest.approx(math.log(10)) and fresh.logit_bias.item() == -10.0
+    assert ClipModel(ClipConfig.variant("tiny")).logit_bias is None
+    for scale, bias in ((2.0, None), (2.6592, -3.0)):  # what is said wins
+        fields = {"logit_scale_init_value": scale, "logit_bias_init_value": bias}
+        ClipConfig(objective="sigmoid", **fields).save_pretrained(tmp_path)
+        config = ClipConfig.from_pretrained(tmp_path)
+        assert (config.logit_scale_init_value, config.logit_bias_init_value) == (scale, bias)
+
+
+@pytest.mark.parametrize(
+    "fields, named",
+    [
+        ({"objective": "siglip"}, "objective must be one of softmax, sigmoid"),
+        ({"text_config": {"pooling": "middle"}}, "pooling must be one of"),
+    ],
+)
+def test_fields_changed_after_the_config_was_made_are_checked(model, tmp_path, fields, named):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(StrictDataclassError, match=named):
+        ClipModel.from_pretrained(tmp_path, **fields)
+    config = ClipConfig.variant("tiny")
+    for field, value in fields.items():
+        if isinstance(value, dict):
+            config.text_config.pooling = value["pooling"]
+        else:
+            setattr(config, field, value)
+    with pytest.raises(StrictDataclassError, match=named):
+        ClipModel(config)
 
 
 def test_a_bias_is_added_to_every_similarity():

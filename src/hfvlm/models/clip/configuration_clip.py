@@ -1,5 +1,7 @@
 """CLIP configuration and its published sizes."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
 
 from hfvlm.encoders.configuration import VitTowerConfig
@@ -89,10 +91,12 @@ class ClipConfig(TwoTowerConfig):
         vision_config: a `VitTowerConfig` or `ResNetTowerConfig` in CLIP's form (a dict is completed to that), or
             another tower's config by `model_type`.
         text_config: a `ClipTextTowerConfig`, or a `BertTowerConfig` by `model_type`.
-        logit_scale_init_value: logarithm of the similarities' scale in a fresh model.
+        logit_scale_init_value: logarithm of the similarities' scale in a fresh model. "auto": that of 1 / 0.07, or of
+            10 for the sigmoid objective, as SigLIP has it.
         max_logit_scale: the scale is held between 1 and this while it is trained; None: free. "auto": 100, or free for
             the sigmoid objective, which knows no limit.
-        logit_bias_init_value: what is added to every similarity in a fresh model; None: no bias (SigLIP has -10).
+        logit_bias_init_value: what is added to every similarity in a fresh model; None: no bias. "auto": none, or
+            SigLIP's -10 for the sigmoid objective: a batch has far more pairs that do not match than pairs that do.
 
     ```python
     >>> ClipConfig.variant("vit_b_32", vision_config={"image_size": 256})
@@ -103,9 +107,9 @@ class ClipConfig(TwoTowerConfig):
     variants = VARIANTS
 
     project_images: bool | None = None
-    logit_scale_init_value: float = 2.6592
+    logit_scale_init_value: float | str = "auto"
     max_logit_scale: float | str | None = "auto"
-    logit_bias_init_value: float | None = None
+    logit_bias_init_value: float | str | None = "auto"
 
     def __post_init__(self, **kwargs):
         vision = self.vision_config
@@ -121,12 +125,23 @@ class ClipConfig(TwoTowerConfig):
         if self.project_images is None:  # attention pooling ends in the joint space
             self.project_images = getattr(self.vision_config, "pooling", None) != "attention"
 
+        sigmoid = self.objective == "sigmoid"
         if self.max_logit_scale == "auto":
-            self.max_logit_scale = None if self.objective == "sigmoid" else 100.0
+            self.max_logit_scale = None if sigmoid else 100.0
+        if self.logit_scale_init_value == "auto":
+            self.logit_scale_init_value = math.log(10.0) if sigmoid else 2.6592
+        if self.logit_bias_init_value == "auto":
+            self.logit_bias_init_value = -10.0 if sigmoid else None
 
     def validate_architecture(self):
         super().validate_architecture()
-        if isinstance(self.max_logit_scale, str):
-            raise ValueError(f'max_logit_scale must be a number, None or "auto"; got {self.max_logit_scale!r}')
+        for field, choices in (
+            ("max_logit_scale", 'a number, None or "auto"'),
+            ("logit_scale_init_value", 'a number or "auto"'),
+            ("logit_bias_init_value", 'a number, None or "auto"'),
+        ):
+            value = getattr(self, field)
+            if isinstance(value, str):
+                raise ValueError(f"{field} must be {choices}; got {value!r}")
         if self.max_logit_scale is not None and self.max_logit_scale <= 1.0:
             raise ValueError(f"max_logit_scale must be above 1, or None; got {self.max_logit_scale}")
