@@ -5,7 +5,11 @@ from pathlib import Path
 
 
 #: task -> folder under assets/
-BUILTIN = {"image-to-text": "captioner", "image-text-retrieval": "searcher"}
+BUILTIN = {
+    "image-to-text": "captioner",
+    "image-text-retrieval": "searcher",
+    "zero-shot-image-classification": "searcher",
+}
 
 
 def builtin_model(task: str) -> Path:

@@ -79,6 +79,11 @@ def test_builtin_model_is_the_default(folder, monkeypatch):
     assert pipeline("image-to-text", device="cpu")(IMAGE) == pipeline("image-to-text", folder, device="cpu")(IMAGE)
 
 
+def test_builtin_model_serves_a_task_of_transformers():
+    rows = pipeline("zero-shot-image-classification", device="cpu")(IMAGE, candidate_labels=["a dog", "a cat"])
+    assert sum(row["score"] for row in rows) == pytest.approx(1, abs=1e-3)
+
+
 def test_model_and_processor_objects(folder):
     model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     pipe = pipeline("image-to-text", model, processor=processor, device="cpu")

@@ -42,7 +42,8 @@ def pipeline(
 
     Args:
         task: left out, it is the only one that the model's architecture has.
-        model: a folder, a name on the Hub, or a model (with `processor`). Left out: the built-in model.
+        model: a folder, a name on the Hub, or a model (with `processor`). Left out: the built-in model,
+            if the task has one.
         kwargs: for the pipeline, e.g. `batch_size`, `max_new_tokens`.
 
     The other arguments mean what they mean in `transformers.pipeline`.
@@ -54,10 +55,11 @@ def pipeline(
     arguments = {**locals()}
     arguments.update(arguments.pop("kwargs"))
     served = {name for row in ARCHITECTURES.values() for name in row.pipelines}
-    if task in served and model is None:
-        from hfvlm.builtin import builtin_model
+    if model is None:
+        from hfvlm.builtin import BUILTIN, builtin_model
 
-        arguments["model"] = builtin_model(task)
+        if task in served or task in BUILTIN:
+            arguments["model"] = str(builtin_model(task))
     if task in served or task is None:
         own = _own_task(arguments, served)
         if own is not None:
