@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from two_towers import save_stock_clip, stock_clip, stock_processor
 
+from hfvlm.data.index import ImageIndex
 from hfvlm.data.indexing import INDEX_PATH
 from hfvlm.embedder import Embedder
 
@@ -139,6 +140,23 @@ def test_a_model_that_gives_nan(run, photos, tmp_path):
         assert (result.code, result.out) == (1, "")
         assert "NaN" in result.err
     assert not (photos / INDEX_PATH).exists()
+
+
+def test_an_interrupt_says_how_to_go_on(run, clip, photos, monkeypatch):
+    whole = Embedder.image_batches
+
+    def interrupted(self, images, on_error=None):
+        yield next(whole(self, images, on_error))
+        raise KeyboardInterrupt
+
+    arguments = ("search", "a dog", "--in", photos, "--model", clip, "--batch-size", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Embedder, "image_batches", interrupted)
+        result = run(*arguments)
+    assert (result.code, result.out) == (130, "")
+    assert result.err == "interrupted: 1 of 3 new images indexed; run it again to go on\n"
+    assert ImageIndex.load(photos / INDEX_PATH).paths == ["a.png"]
+    assert run(*arguments).code == 0
 
 
 def test_an_empty_folder(run, clip, tmp_path):

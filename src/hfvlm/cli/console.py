@@ -52,6 +52,7 @@ class Report:
 
     def __init__(self, label: str):
         self.failed = False
+        self.count = "none"  # how many are done, in words
         self._console = stderr()
         self.bar = progress_bar(label, self._console)
         self._task = self.bar.add_task("", total=None)
@@ -63,4 +64,5 @@ class Report:
 
     def progress(self, done: int, total: int) -> None:
         """Moves the bar."""
+        self.count = f"{done} of {total}"
         self.bar.update(self._task, completed=done, total=total)

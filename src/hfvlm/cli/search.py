@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from hfvlm.cli.console import Report, print_line, stdout
+from hfvlm.cli.console import Report, print_line, stderr, stdout
 from hfvlm.cli.loading import (
     BATCH_SIZE,
     BUILT_IN,
@@ -71,10 +71,14 @@ def search(
     from hfvlm.data.indexing import update_index
 
     report = Report("indexing")
-    with report.bar:
-        found = update_index(
-            folder, embedder, model or BUILT_IN, index, rebuild, on_error=report.error, on_progress=report.progress
-        )
+    try:
+        with report.bar:
+            found = update_index(
+                folder, embedder, model or BUILT_IN, index, rebuild, on_error=report.error, on_progress=report.progress
+            )
+    except KeyboardInterrupt:  # what was embedded is kept
+        stderr().print(f"interrupted: {report.count} new images indexed; run it again to go on", soft_wrap=True)
+        raise
     if not len(found):
         report.error(f"{folder}: no image in this folder")
         raise typer.Exit(1)
