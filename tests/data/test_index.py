@@ -13,6 +13,7 @@ from two_towers import stock_clip, stock_processor
 from hfvlm.data.fingerprint import fingerprint
 from hfvlm.data.index import ImageIndex, ImageIndexError, Stamp, find_faiss
 from hfvlm.data.indexing import INDEX_PATH, update_index
+from hfvlm.data.sheet import write_sheet
 from hfvlm.embedder import Embedder
 
 
@@ -99,6 +100,18 @@ def test_embeds_only_what_changed(folder, embedder):
     torch.testing.assert_close(after["z.png"], before["c.png"], atol=1e-3, rtol=0)
     expected = embedder.images([folder / name for name in after])
     torch.testing.assert_close(torch.stack(list(after.values())), expected, atol=1e-3, rtol=0)
+
+
+def test_contact_sheets_of_earlier_searches_are_passed_over(folder, embedder):
+    before = update_index(folder, embedder, "tiny").paths
+    write_sheet(folder / "sheet.png", [(0.5, str(folder / "a.png"))], "a dog")
+    write_sheet(folder / "b.png", [(0.5, str(folder / "a.png"))], "a dog")  # in the place of an image
+    index = update_index(folder, embedder, "tiny")
+    assert index.paths == [name for name in before if name != "b.png"]
+    assert "sheet.png" not in embedder.seen
+    written = os.stat(folder / INDEX_PATH).st_mtime_ns
+    update_index(folder, embedder, "tiny")
+    assert os.stat(folder / INDEX_PATH).st_mtime_ns == written
 
 
 def test_only_removed_files(folder, embedder):

@@ -10,6 +10,7 @@ import torch
 
 from hfvlm.data.fingerprint import fingerprint
 from hfvlm.data.index import ImageIndex, Stamp, check_index_file, merged
+from hfvlm.data.sheet import is_sheet
 from hfvlm.embedder import Embedder
 from hfvlm.images import ImageError, images_in
 
@@ -36,7 +37,7 @@ def update_index(
     not opened again until they change. If nothing changed nothing is written: a read-only folder can be searched.
 
     Args:
-        folder: searched for image suffixes, the folders in it too.
+        folder: searched for image suffixes, the folders in it too. Contact sheets of earlier searches are passed over.
         embedder: of the model that made the index, or makes it now.
         model: what to call that model in the index.
         path: of the index; None: `INDEX_PATH` in the folder.
@@ -68,6 +69,9 @@ def update_index(
     for name, (_, reason) in broken.items():
         report(f"{folder / name}: {reason}")
     todo = [name for name, stamp in current.items() if name not in broken and index.files.get(name) != stamp]
+    for name in [name for name in todo if name.lower().endswith(".png") and is_sheet(folder / name)]:
+        todo.remove(name)
+        del current[name]
     if not todo and len(current) == len(index) + len(broken):
         return index
     _check_writable(path)

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from hfvlm.data.files import replacing
 from hfvlm.images import ImageError, open_image
@@ -40,7 +40,18 @@ def write_sheet(
     """
     sheet = draw_sheet(results, title, columns, folder)
     with replacing(path) as new:
-        sheet.save(new)
+        said = PngImagePlugin.PngInfo()
+        said.add_text("Software", "hfvlm")
+        sheet.save(new, pnginfo=said)
+
+
+def is_sheet(path: str | os.PathLike) -> bool:
+    """Whether a file is a contact sheet that `write_sheet` wrote as PNG; of a file that cannot be read, it is none."""
+    try:
+        with open(path, "rb") as file:
+            return b"tEXtSoftware\0hfvlm" in file.read(128)  # the text follows the header of 33 bytes
+    except OSError:
+        return False
 
 
 def draw_sheet(
