@@ -1,6 +1,5 @@
 """Two-tower models: images and texts encoded apart, compared in one space."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +11,13 @@ from transformers.utils.generic import can_return_tuple
 from hfvlm.encoders.bert import BertTower
 from hfvlm.encoders.build import keep_weights, vision_tower
 from hfvlm.encoders.clip_text import ClipTextTower
-from hfvlm.losses.contrastive import contrastive_loss, sigmoid_loss, similarity_logits
+from hfvlm.encoders.configuration import pooled_size
+from hfvlm.losses.contrastive import contrastive_loss, full_precision, sigmoid_loss, similarity_logits
 from hfvlm.losses.gradient_cache import in_micro_batches
 from hfvlm.losses.pairs import precise
 from hfvlm.modeling import VlmPreTrainedModel
 from hfvlm.nn.linear import Linear
-from hfvlm.two_tower_config import TwoTowerConfig, pooled_size
+from hfvlm.two_tower_config import TwoTowerConfig
 
 
 TEXT_TOWERS = {tower.config_class.model_type: tower for tower in (ClipTextTower, BertTower)}
@@ -98,6 +98,24 @@ class TwoTowerPreTrainedModel(VlmPreTrainedModel):
             attentions=outputs.attentions,
         )
 
+    def _images_alone(self, pixel_values, interpolate_pos_encoding, **kwargs) -> ImageTextOutput:
+        outputs = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
+        return ImageTextOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=outputs.pooler_output,
+            image_embeds=nn.functional.normalize(outputs.pooler_output, dim=-1),
+            vision_model_output=outputs,
+        )
+
+    def _texts_alone(self, input_ids, attention_mask, **kwargs) -> ImageTextOutput:
+        outputs = self.get_text_features(input_ids, attention_mask, **kwargs)
+        return ImageTextOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=outputs.pooler_output,
+            text_embeds=nn.functional.normalize(outputs.pooler_output, dim=-1),
+            text_model_output=outputs,
+        )
+
 
 class TwoTowerModel(TwoTowerPreTrainedModel):
     """Images and texts in one space; subclasses say how similarities are scaled.
@@ -160,7 +178,9 @@ class TwoTowerModel(TwoTowerPreTrainedModel):
         if input_ids is None or pixel_values is None:
             if return_loss:
                 raise ValueError("return_loss contrasts images with texts: pass both pixel_values and input_ids")
-            return self._one(input_ids, pixel_values, attention_mask, interpolate_pos_encoding, **kwargs)
+            if input_ids is None:
+                return self._images_alone(pixel_values, interpolate_pos_encoding, **kwargs)
+            return self._texts_alone(input_ids, attention_mask, **kwargs)
         return_loss = self.training if return_loss is None else return_loss
         if return_loss and len(pixel_values) != len(input_ids):
             raise ValueError(
@@ -205,22 +225,6 @@ class TwoTowerModel(TwoTowerPreTrainedModel):
             text_model_output=text,
         )
 
-    def _one(self, input_ids, pixel_values, attention_mask, interpolate_pos_encoding, **kwargs) -> ImageTextOutput:
-        """The features of images or of texts alone."""
-        if input_ids is None:
-            outputs = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
-        else:
-            outputs = self.get_text_features(input_ids, attention_mask, **kwargs)
-        name = "image" if input_ids is None else "text"
-        embeds = nn.functional.normalize(outputs.pooler_output, dim=-1)
-        towers = {"vision_model_output" if input_ids is None else "text_model_output": outputs}
-        return ImageTextOutput(
-            last_hidden_state=outputs.last_hidden_state,
-            pooler_output=outputs.pooler_output,
-            **{f"{name}_embeds": embeds},
-            **towers,
-        )
-
     def _loss(self, image_embeds, text_embeds, scale, bias, image_ids) -> torch.Tensor:
         config = self.config
         gather = config.gather_features and self.training  # a process that evaluates alone would wait for the others
@@ -242,8 +246,7 @@ def _similarities(
     image_embeds: torch.Tensor, text_embeds: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     """`[images, texts]`, in fp32 also where the model is not: at a scale of 100, bf16 would round them to halves."""
-    kind = image_embeds.device.type
-    with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+    with full_precision(image_embeds.device):
         return similarity_logits(precise(image_embeds), precise(text_embeds), scale, bias)
 
 
@@ -267,13 +270,7 @@ class TwoTowerVisionModel(TwoTowerPreTrainedModel):
     ) -> ImageTextOutput:
         """`[images, channels, h, w]` -> `image_embeds`, `pooler_output` before its length is made 1, and tokens."""
         self._refuse(kwargs)
-        outputs = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
-        return ImageTextOutput(
-            last_hidden_state=outputs.last_hidden_state,
-            pooler_output=outputs.pooler_output,
-            image_embeds=nn.functional.normalize(outputs.pooler_output, dim=-1),
-            vision_model_output=outputs,
-        )
+        return self._images_alone(pixel_values, interpolate_pos_encoding, **kwargs)
 
 
 class TwoTowerTextModel(TwoTowerPreTrainedModel):
@@ -303,10 +300,4 @@ class TwoTowerTextModel(TwoTowerPreTrainedModel):
     ) -> ImageTextOutput:
         """`[texts, length]` -> `text_embeds`, `pooler_output` before its length is made 1, and tokens."""
         self._refuse(kwargs, self.text_model.forward)
-        outputs = self.get_text_features(input_ids, attention_mask, **kwargs)
-        return ImageTextOutput(
-            last_hidden_state=outputs.last_hidden_state,
-            pooler_output=outputs.pooler_output,
-            text_embeds=nn.functional.normalize(outputs.pooler_output, dim=-1),
-            text_model_output=outputs,
-        )
+        return self._texts_alone(input_ids, attention_mask, **kwargs)

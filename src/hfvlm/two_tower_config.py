@@ -11,6 +11,7 @@ from hfvlm.encoders.configuration import (
     EfficientNetTowerConfig,
     ResNetTowerConfig,
     VitTowerConfig,
+    pooled_size,
     require_choice,
     tower_config,
 )
@@ -117,9 +118,3 @@ class TwoTowerConfig(PreTrainedConfig):
             elif isinstance(given, dict) and given.get("model_type") in (None, base.get("model_type")):
                 fields[key] = {**base, **given}
         return cls(**fields)
-
-
-def pooled_size(vision: PreTrainedConfig) -> int:
-    """Numbers in the vector that an image tower gives for an image."""
-    attention = getattr(vision, "pooling", None) == "attention"
-    return vision.output_dim if attention else vision.hidden_size

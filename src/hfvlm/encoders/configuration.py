@@ -378,3 +378,9 @@ def tower_config(
     if kind not in towers and not (ready and kind not in TOWER_CONFIGS):
         raise ValueError(f"{name}.model_type is {kind!r}; known towers: {', '.join(sorted(towers))}")
     return config if ready else towers[kind](**config)
+
+
+def pooled_size(vision: PreTrainedConfig) -> int:
+    """Numbers in the vector that an image tower gives for an image."""
+    attention = getattr(vision, "pooling", None) == "attention"
+    return vision.output_dim if attention else vision.hidden_size

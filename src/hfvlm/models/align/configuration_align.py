@@ -3,8 +3,8 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from hfvlm.encoders.configuration import BertTowerConfig, EfficientNetTowerConfig
-from hfvlm.two_tower_config import TwoTowerConfig, pooled_size
+from hfvlm.encoders.configuration import BertTowerConfig, EfficientNetTowerConfig, pooled_size
+from hfvlm.two_tower_config import TwoTowerConfig
 
 
 #: what ALIGN's EfficientNet has otherwise than the plain one: it ends at its last block, and pads as Keras does

@@ -14,7 +14,7 @@ from hfvlm.encoders.bert import BertLmHead, BertTower
 from hfvlm.encoders.build import keep_weights, vision_tower
 from hfvlm.generation import ImageGenerationMixin
 from hfvlm.losses.language import next_token_loss
-from hfvlm.modeling import VlmPreTrainedModel, refuse_misnamed
+from hfvlm.modeling import VlmPreTrainedModel
 from hfvlm.models.blip.configuration_blip import BlipConfig
 from hfvlm.outputs import ImageTextLmOutput
 
@@ -84,8 +84,7 @@ class BlipCaptioningTowers(BlipPreTrainedModel):
         Raises:
             TypeError: for an argument that is a synonym or a misspelling of one of these.
         """
-        if kwargs and not torch.compiler.is_compiling():
-            refuse_misnamed(type(self).forward, kwargs)
+        self._refuse(kwargs)
         text = self.config.text_config
         if encoder_outputs is None:
             if pixel_values is None:

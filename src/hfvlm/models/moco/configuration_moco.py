@@ -7,6 +7,7 @@ from hfvlm.encoders.configuration import (
     EfficientNetTowerConfig,
     ResNetTowerConfig,
     VitTowerConfig,
+    pooled_size,
     require_choice,
     tower_config,
 )
@@ -115,8 +116,7 @@ class MocoConfig(PreTrainedConfig):
     @property
     def feature_size(self) -> int:
         """Numbers in the encoder's pooled vector."""
-        vision = self.vision_config
-        return vision.output_dim if getattr(vision, "pooling", None) == "attention" else vision.hidden_size
+        return pooled_size(self.vision_config)
 
     def validate_architecture(self):
         require_choice(self, "objective", ("queue", "symmetric"))
