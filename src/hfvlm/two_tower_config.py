@@ -14,6 +14,7 @@ from hfvlm.encoders.configuration import (
     pooled_size,
     require_choice,
     tower_config,
+    variant_fields,
 )
 
 
@@ -108,13 +109,5 @@ class TwoTowerConfig(PreTrainedConfig):
         Raises:
             ValueError: there is no such size; names those there are.
         """
-        if name not in cls.variants:
-            raise ValueError(f"unknown {cls.__name__} variant {name!r}; choose from {', '.join(cls.variants)}")
-        fields = {**cls.variants[name], **overrides}
-        for key in ("vision_config", "text_config"):
-            base, given = cls.variants[name].get(key, {}), overrides.get(key)
-            if given is None:
-                fields[key] = dict(base)
-            elif isinstance(given, dict) and given.get("model_type") in (None, base.get("model_type")):
-                fields[key] = {**base, **given}
-        return cls(**fields)
+        towers = {"vision_config": None, "text_config": None}
+        return cls(**variant_fields(cls.__name__, cls.variants, name, overrides, **towers))

@@ -384,3 +384,32 @@ def pooled_size(vision: PreTrainedConfig) -> int:
     """Numbers in the vector that an image tower gives for an image."""
     attention = getattr(vision, "pooling", None) == "attention"
     return vision.output_dim if attention else vision.hidden_size
+
+
+def variant_fields(
+    title: str, variants: dict[str, dict], name: str, overrides: dict, **towers: type[PreTrainedConfig] | None
+) -> dict:
+    """The fields of a published size, with some overridden.
+
+    Args:
+        title: of the architecture, for the error.
+        variants: its published sizes.
+        overrides: fields; a dict for a tower overrides that tower's fields, one that names another tower by
+            `model_type`, or a ready config, replaces it.
+        towers: each tower's field -> what the tower is where its dict names none; None: it depends, and a dict that
+            names a tower overrides only a size that names the same.
+
+    Raises:
+        ValueError: there is no such size; names those there are.
+    """
+    if name not in variants:
+        raise ValueError(f"unknown {title} variant {name!r}; choose from {', '.join(variants)}")
+    fields = {**variants[name], **overrides}
+    for key, tower in towers.items():
+        base = variants[name].get(key, {})
+        given = {} if overrides.get(key) is None else overrides[key]
+        kind = base.get("model_type", tower and tower.model_type)
+        if isinstance(given, dict) and given.get("model_type", kind) == kind:
+            given = {**base, **given}
+        fields[key] = given
+    return fields

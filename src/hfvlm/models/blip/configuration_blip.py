@@ -9,6 +9,7 @@ from hfvlm.encoders.configuration import (
     ResNetTowerConfig,
     VitTowerConfig,
     tower_config,
+    variant_fields,
 )
 
 
@@ -113,12 +114,5 @@ class BlipConfig(PreTrainedConfig):
             overrides: a dict for a sub-config overrides its fields; one that names another tower by `model_type`, or
                 a ready config, replaces it.
         """
-        if name not in VARIANTS:
-            raise ValueError(f"unknown BLIP variant {name!r}; choose from {', '.join(VARIANTS)}")
-        fields = {**VARIANTS[name], **overrides}
-        for key, tower in (("vision_config", VitTowerConfig), ("text_config", BertTowerConfig)):
-            given = {} if overrides.get(key) is None else overrides[key]
-            if isinstance(given, dict) and given.get("model_type", tower.model_type) == tower.model_type:
-                given = {**VARIANTS[name].get(key, {}), **given}
-            fields[key] = given
-        return cls(**fields)
+        towers = {"vision_config": VitTowerConfig, "text_config": BertTowerConfig}
+        return cls(**variant_fields("BLIP", VARIANTS, name, overrides, **towers))

@@ -10,6 +10,7 @@ from hfvlm.encoders.configuration import (
     pooled_size,
     require_choice,
     tower_config,
+    variant_fields,
 )
 
 
@@ -140,11 +141,4 @@ class MocoConfig(PreTrainedConfig):
         Raises:
             ValueError: there is no such size; names those there are.
         """
-        if name not in VARIANTS:
-            raise ValueError(f"unknown MoCo variant {name!r}; choose from {', '.join(VARIANTS)}")
-        base, given = VARIANTS[name].get("vision_config", {}), overrides.get("vision_config")
-        if given is None or isinstance(given, dict):
-            given, default = given or {}, ResNetTowerConfig.model_type
-            kind = base.get("model_type", default)
-            given = {**base, **given} if given.get("model_type", kind) == kind else given
-        return cls(**{**VARIANTS[name], **overrides, "vision_config": given})
+        return cls(**variant_fields("MoCo", VARIANTS, name, overrides, vision_config=ResNetTowerConfig))

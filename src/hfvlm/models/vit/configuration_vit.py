@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from hfvlm.encoders.configuration import VitTowerConfig, tower_config
+from hfvlm.encoders.configuration import VitTowerConfig, tower_config, variant_fields
 
 
 def _vit(width: int, layers: int, heads: int, patch: int, stem: dict | None = None) -> dict:
@@ -142,9 +142,4 @@ class VitConfig(PreTrainedConfig):
         Raises:
             ValueError: there is no such size; names those there are.
         """
-        if name not in VARIANTS:
-            raise ValueError(f"unknown ViT variant {name!r}; choose from {', '.join(VARIANTS)}")
-        given = overrides.get("vision_config")
-        if given is None or isinstance(given, dict):
-            given = {**VARIANTS[name]["vision_config"], **(given or {})}
-        return cls(**{**VARIANTS[name], **overrides, "vision_config": given})
+        return cls(**variant_fields("ViT", VARIANTS, name, overrides, vision_config=VitTowerConfig))
