@@ -349,6 +349,7 @@ def run_rank(rank: int, folder: str) -> None:
     outputs = model(**batch)
     made.update(queue=model.queue.features, queue_keys=outputs.key_embeds)
     save_file({name: value.detach().contiguous() for name, value in made.items()}, f"{folder}/{rank}.safetensors")
+    distributed.barrier()  # one that leaves first makes gloo abort in the other now and then
     distributed.destroy_process_group()
 
 

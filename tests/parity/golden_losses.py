@@ -71,6 +71,7 @@ def process(rank: int, folder: Path, output: Path) -> None:
     for exchange in ("bidir", "gather", "reduce", "shift"):  # ways of fetching the same texts
         ours |= results(f"siglip.{exchange}.rank{rank}", sigmoid_loss, [*rows, scale, bias], SIGMOID, ".loss")
     save_file(ours, output / f"rank{rank}.safetensors")
+    distributed.barrier()  # one that leaves first makes gloo abort in the other now and then
     distributed.destroy_process_group()
 
 
