@@ -36,7 +36,7 @@ def in_tree_vit_rules(source: str, target: str) -> tuple[Rule, ...]:
     )
 
 
-_TEXT = bert_lm_rules("text_decoder.", "text_decoder.", "lm_head.")
+_TEXT = bert_lm_rules("text_decoder.", "text_model.", "lm_head.")
 RELEASE_CAPTIONER = (*vit_rules("visual_encoder.", "vision_model."), *_TEXT)
 IN_TREE_CAPTIONER = (*in_tree_vit_rules("vision_model.", "vision_model."), *_TEXT)
 

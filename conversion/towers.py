@@ -30,10 +30,13 @@ def vit_rules(source: str, target: str) -> tuple[Rule, ...]:
     )
 
 
-def bert_rules(source: str, target: str) -> tuple[Rule, ...]:
+def bert_rules(source: str, target: str, attention: str = "attention") -> tuple[Rule, ...]:
     """transformers' BertModel (`embeddings.*`, `encoder.layer.*`), with cross-attention or not -> `BertTower`.
 
     The word embeddings are left to the caller: a head may store them again.
+
+    Args:
+        attention: what the self-attention is called in the tower: "causal_attention" that of a decoder.
     """
     layer, own = f"{source}encoder.layer.{{i}}.", f"{target}layers.{{i}}."
     query, key, value = (f"self.{name}.{{p}}" for name in ("query", "key", "value"))
@@ -42,9 +45,9 @@ def bert_rules(source: str, target: str) -> tuple[Rule, ...]:
         Rename(f"{source}embeddings.position_embeddings.weight", f"{target}embeddings.position.weight"),
         Rename(f"{source}embeddings.token_type_embeddings.weight", f"{target}embeddings.token_type.weight"),
         Rename(f"{source}embeddings.LayerNorm.{{p}}", f"{target}embeddings.norm.{{p}}"),
-        Fuse(tuple(f"{layer}attention.{name}" for name in (query, key, value)), f"{own}attention.qkv.{{p}}"),
-        Rename(f"{layer}attention.output.dense.{{p}}", f"{own}attention.proj.{{p}}"),
-        Rename(f"{layer}attention.output.LayerNorm.{{p}}", f"{own}attention_norm.{{p}}"),
+        Fuse(tuple(f"{layer}attention.{name}" for name in (query, key, value)), f"{own}{attention}.qkv.{{p}}"),
+        Rename(f"{layer}attention.output.dense.{{p}}", f"{own}{attention}.proj.{{p}}"),
+        Rename(f"{layer}attention.output.LayerNorm.{{p}}", f"{own}{attention}_norm.{{p}}"),
         Rename(f"{layer}crossattention.{query}", f"{own}cross_attention.q.{{p}}"),
         Fuse(tuple(f"{layer}crossattention.{name}" for name in (key, value)), f"{own}cross_attention.kv.{{p}}"),
         Rename(f"{layer}crossattention.output.dense.{{p}}", f"{own}cross_attention.proj.{{p}}"),
@@ -55,7 +58,7 @@ def bert_rules(source: str, target: str) -> tuple[Rule, ...]:
     )
 
 
-def bert_lm_rules(source: str, target: str, head: str) -> tuple[Rule, ...]:
+def bert_lm_rules(source: str, target: str, head: str, attention: str = "causal_attention") -> tuple[Rule, ...]:
     """transformers' BertLMHeadModel (`bert.*`, `cls.predictions.*`) -> `BertTower` and `BertLmHead`."""
     scores, words = f"{source}cls.predictions.", "embeddings.word_embeddings.weight"
     return (
@@ -66,7 +69,7 @@ def bert_lm_rules(source: str, target: str, head: str) -> tuple[Rule, ...]:
         Rename((f"{scores}bias", f"{scores}decoder.bias"), f"{head}decoder.bias"),
         Rename(f"{scores}transform.dense.{{p}}", f"{head}dense.{{p}}"),
         Rename(f"{scores}transform.LayerNorm.{{p}}", f"{head}norm.{{p}}"),
-        *bert_rules(f"{source}bert.", target),
+        *bert_rules(f"{source}bert.", target, attention),
     )
 
 

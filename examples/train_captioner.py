@@ -108,7 +108,7 @@ def build_model(processor: BlipProcessor, old_ids: list[int], args, recipe: dict
     )
     model = BlipForConditionalGeneration(config)
     load_efficientnet(model.vision_model, torch.load(args.efficientnet, map_location="cpu", weights_only=True))
-    start_text(model.text_decoder, minilm, spec["text_layers"], old_ids)
+    start_text(model.text_model, minilm, spec["text_layers"], old_ids)
     model.generation_config.update(**recipe["generation"])
     return model
 

@@ -69,7 +69,7 @@ def randomise(model: nn.Module) -> None:
             parameter.normal_(0, 0.15)
         elif id(parameter) in norms and name.endswith("weight"):
             parameter.normal_(1, 0.1)
-        elif parameter.ndim == 1:
+        elif parameter.ndim == 1 and parameter.numel() > 1:
             parameter.normal_(0, 0.05)
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):

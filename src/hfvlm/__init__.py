@@ -12,12 +12,13 @@ from hfvlm.version import __version__
 
 
 if TYPE_CHECKING:  # what __getattr__ imports
-    from hfvlm.auto import AutoModelForImageEncoding
+    from hfvlm.auto import AutoModelForImageEncoding, AutoModelForImageTextRetrieval
     from hfvlm.models.align.configuration_align import AlignConfig
     from hfvlm.models.align.modeling_align import AlignModel, AlignTextModel, AlignVisionModel
     from hfvlm.models.align.processing_align import AlignProcessor
     from hfvlm.models.blip.configuration_blip import BlipConfig
     from hfvlm.models.blip.modeling_blip import BlipForConditionalGeneration, BlipModel
+    from hfvlm.models.blip.pretraining_blip import BlipForImageTextRetrieval, BlipForPreTraining
     from hfvlm.models.blip.processing_blip import BlipProcessor
     from hfvlm.models.clip.configuration_clip import ClipConfig
     from hfvlm.models.clip.modeling_clip import (
@@ -39,6 +40,7 @@ if TYPE_CHECKING:  # what __getattr__ imports
 
 _PUBLIC = {
     "AutoModelForImageEncoding": "hfvlm.auto:AutoModelForImageEncoding",
+    "AutoModelForImageTextRetrieval": "hfvlm.auto:AutoModelForImageTextRetrieval",
     "pipeline": "hfvlm.pipelines:pipeline",
 }
 
@@ -69,8 +71,11 @@ __all__ = [
     "AlignTextModel",
     "AlignVisionModel",
     "AutoModelForImageEncoding",
+    "AutoModelForImageTextRetrieval",
     "BlipConfig",
     "BlipForConditionalGeneration",
+    "BlipForImageTextRetrieval",
+    "BlipForPreTraining",
     "BlipModel",
     "BlipProcessor",
     "ClipConfig",

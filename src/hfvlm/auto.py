@@ -10,3 +10,9 @@ class AutoModelForImageEncoding(_BaseAutoModelClass):
     """An image tower alone, with its projection into the space that it shares with texts."""
 
     _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+
+class AutoModelForImageTextRetrieval(_BaseAutoModelClass):
+    """Images and texts compared in one space, and pair by pair."""
+
+    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())

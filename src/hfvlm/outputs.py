@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from transformers.cache_utils import EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 
@@ -47,3 +48,55 @@ class ImageClassificationOutput(ModelOutput):
     logits: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class FusionFeatures(ModelOutput):
+    """What `extract_features` of a fusion model returns; what the mode does not encode is left out.
+
+    Args:
+        image_embeds: `[images, tokens, width]`.
+        text_embeds: `[texts, length, hidden_size]`, read without the image.
+        multimodal_embeds: `[texts, length, hidden_size]`, read with it.
+        image_embeds_proj, text_embeds_proj: `[..., projection_dim]`, every token in the joint space, of length 1.
+    """
+
+    image_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    multimodal_embeds: torch.FloatTensor | None = None
+    image_embeds_proj: torch.FloatTensor | None = None
+    text_embeds_proj: torch.FloatTensor | None = None
+
+
+@dataclass
+class FusionOutput(ModelOutput):
+    """What a fusion model's features, retrieval and pretraining heads return.
+
+    Args:
+        loss: scalar, when it is asked for: the sum of its parts, contrast (`loss_itc`), matching (`loss_itm`), masked
+            language modelling (`loss_mlm`), language modelling (`loss_lm`).
+        itm_logits: `[texts, 2]`, no match and match of each text and its image; with the loss
+            `[3 * texts, 2]`: the pairs, then the texts with wrong images, then the images with wrong texts.
+        logits_per_image: `[images, texts]` cosine similarities; with the loss `[texts, keys]`, over the temperature.
+        logits_per_text: the same of the texts among the images.
+        image_embeds, text_embeds: `[images, projection_dim]`, `[texts, projection_dim]`, of length 1.
+        last_hidden_state: `[texts, length, hidden_size]`, texts read with their images; of one modality alone, its
+            tokens.
+        pooler_output: of one modality alone: its vector in the joint space before it is normalised.
+        vision_model_output, text_model_output: what `get_image_features` and `get_text_features` return.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_itc: torch.FloatTensor | None = None
+    loss_itm: torch.FloatTensor | None = None
+    loss_mlm: torch.FloatTensor | None = None
+    loss_lm: torch.FloatTensor | None = None
+    itm_logits: torch.FloatTensor | None = None
+    logits_per_image: torch.FloatTensor | None = None
+    logits_per_text: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None

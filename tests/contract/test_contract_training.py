@@ -95,8 +95,8 @@ def test_one_batch_is_learned_by_heart(head):
     batch = learners_batch(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [parameter for parameter in trained if parameter.ndim > 0]},
-        {"params": [parameter for parameter in trained if parameter.ndim == 0], "lr": 1.5e-2},  # a temperature
+        {"params": [parameter for parameter in trained if parameter.numel() > 1]},
+        {"params": [parameter for parameter in trained if parameter.numel() == 1], "lr": 1.5e-2},  # a temperature
     ]
     optimizer = torch.optim.AdamW(groups, lr=5e-3, weight_decay=0.0)
     losses = []

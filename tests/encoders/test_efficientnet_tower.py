@@ -255,7 +255,7 @@ def test_a_frozen_tower_learns_no_statistics_and_drops_nothing():
     model = captioner()
     model.freeze("text")
     model.train()
-    assert model.training and model.text_decoder.training and not model.vision_model.training
+    assert model.training and model.text_model.training and not model.vision_model.training
     buffers = {name: buffer.clone() for name, buffer in model.vision_model.named_buffers()}
     features = [model.vision_model(torch.ones(2, 3, 64, 64)).last_hidden_state for _ in range(2)]
     assert torch.equal(*features)
@@ -266,4 +266,4 @@ def test_a_frozen_tower_learns_no_statistics_and_drops_nothing():
     model.eval().freeze("vision")
     assert not any(module.training for module in model.modules())
     model.train()
-    assert model.vision_model.stem.norm.training and not model.text_decoder.training and not model.lm_head.training
+    assert model.vision_model.stem.norm.training and not model.text_model.training and not model.lm_head.training

@@ -1,6 +1,7 @@
-"""BERT tower: an encoder, an encoder with cross-attention, or a causal decoder with both kinds of cache.
+"""BERT tower: an encoder, an encoder with cross-attention, a causal decoder with both kinds of cache, or all in one.
 
-BERT, https://arxiv.org/abs/1810.04805; cross-attention between self-attention and MLP as in ALBEF and BLIP.
+BERT, https://arxiv.org/abs/1810.04805; cross-attention between self-attention and MLP as in ALBEF and BLIP. BLIP's
+encoder and decoder differ in nothing but their self-attention, so they are one tower whose layers have two.
 """
 
 import torch
@@ -15,6 +16,7 @@ from hfvlm.encoders.configuration import BertTowerConfig
 from hfvlm.modeling import VlmPreTrainedModel
 from hfvlm.nn.activation import activation
 from hfvlm.nn.attention import CrossAttention, SelfAttention
+from hfvlm.nn.groups import RowGroups
 from hfvlm.nn.linear import Linear
 from hfvlm.nn.mlp import Mlp
 
@@ -47,15 +49,24 @@ class BertEmbeddings(nn.Module):
 
 
 class BertLayer(GradientCheckpointingLayer):
-    """Self-attention, cross-attention if the layer has it and there is a memory, MLP; a norm after each residual."""
+    """Self-attention, cross-attention if the layer has it and there is a memory, MLP; a norm after each residual.
 
-    def __init__(self, config: BertTowerConfig, layer_idx: int):
+    Args:
+        direction: "bidirectional", "causal", or "both" for a layer with a self-attention of each kind.
+    """
+
+    def __init__(self, config: BertTowerConfig, layer_idx: int, direction: str):
         super().__init__()
         dim, heads, eps = config.hidden_size, config.num_attention_heads, config.layer_norm_eps
         common = {"dropout": config.attention_probs_dropout_prob, "layer_idx": layer_idx}
-        self.attention = SelfAttention(config, dim, heads, causal=config.is_decoder, **common)
-        self.attention_norm = nn.LayerNorm(dim, eps=eps)
-        if config.encoder_hidden_size is not None:
+        if direction != "causal":
+            self.attention = SelfAttention(config, dim, heads, **common)
+            self.attention_norm = nn.LayerNorm(dim, eps=eps)
+        if direction != "bidirectional":
+            self.causal_attention = SelfAttention(config, dim, heads, causal=True, **common)
+            self.causal_attention_norm = nn.LayerNorm(dim, eps=eps)
+        self.fuses = config.encoder_hidden_size is not None and layer_idx >= config.fusion_layer
+        if self.fuses:
             self.cross_attention = CrossAttention(config, dim, heads, memory_dim=config.encoder_hidden_size, **common)
             self.cross_attention_norm = nn.LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, config.intermediate_size, config.hidden_act)
@@ -66,24 +77,44 @@ class BertLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
+        causal_mask: torch.Tensor | None,
+        causal_rows: int,
         encoder_hidden_states: torch.Tensor | None,
         encoder_attention_mask: torch.Tensor | None,
         fuse: bool,
+        groups: RowGroups | None = None,
         past_key_values: Cache | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        update, _ = self.attention(hidden_states, attention_mask, past_key_values, **kwargs)
-        hidden_states = self.attention_norm(hidden_states + self.dropout(update))
-        if fuse:
+        parts, first = [], len(hidden_states) - causal_rows
+        if first:
+            rows = hidden_states[:first]
+            update, _ = self.attention(rows, attention_mask, past_key_values, **kwargs)
+            parts.append(self.attention_norm(rows + self.dropout(update)))
+        if causal_rows:
+            rows = hidden_states[first:]
+            update, _ = self.causal_attention(rows, causal_mask, past_key_values, **kwargs)
+            parts.append(self.causal_attention_norm(rows + self.dropout(update)))
+        hidden_states = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if fuse and self.fuses:
             update, _ = self.cross_attention(
-                hidden_states, encoder_hidden_states, encoder_attention_mask, past_key_values, **kwargs
+                hidden_states, encoder_hidden_states, encoder_attention_mask, past_key_values, groups, **kwargs
             )
             hidden_states = self.cross_attention_norm(hidden_states + self.dropout(update))
         return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
 
 
+#: which self-attention a tower's layers have
+DIRECTIONS = ("bidirectional", "causal", "both")
+
+
 class BertTower(VlmPreTrainedModel):
-    """Tokens to features: `[batch, length]` -> `[batch, length, hidden_size]`."""
+    """Tokens to features: `[batch, length]` -> `[batch, length, hidden_size]`.
+
+    Args:
+        direction: "bidirectional" (an encoder), "causal" (a decoder), or "both": layers with a self-attention of each
+            kind, which share all else. None: as `config.is_decoder` says.
+    """
 
     config_class = BertTowerConfig
     input_modalities = ("text",)
@@ -94,10 +125,13 @@ class BertTower(VlmPreTrainedModel):
         "cross_attentions": OutputRecorder(CrossAttention, index=1),
     }
 
-    def __init__(self, config: BertTowerConfig):
+    def __init__(self, config: BertTowerConfig, direction: str | None = None):
         super().__init__(config)
+        self.direction = direction or ("causal" if config.is_decoder else "bidirectional")
+        if self.direction not in DIRECTIONS:
+            raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}")
         self.embeddings = BertEmbeddings(config)
-        self.layers = nn.ModuleList(BertLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(BertLayer(config, i, self.direction) for i in range(config.num_hidden_layers))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -117,57 +151,98 @@ class BertTower(VlmPreTrainedModel):
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        hidden_states: torch.Tensor | None = None,
+        layers: tuple[int, int] | None = None,
+        memory_index: torch.Tensor | None = None,
+        causal_rows: int | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """
         Args:
-            input_ids: `[batch, length]`, or `inputs_embeds` `[batch, length, hidden_size]`.
+            input_ids: `[batch, length]`, or `inputs_embeds` `[batch, length, hidden_size]`, or `hidden_states`.
             attention_mask: `[batch, past + length]`, 1 where there is a token. Padding may be on either side:
                 positions count tokens, not slots.
             encoder_hidden_states: `[images, tokens, encoder_hidden_size]`; `batch` is a multiple of `images`.
             encoder_attention_mask: `[images, tokens]`.
             past_key_values: a cache; an `EncoderDecoderCache` keeps the memory's keys and values too.
+            hidden_states: `[batch, length, hidden_size]`, what earlier layers made, to go on from.
+            layers: run those from the first number up to, without, the second; None: all.
+            memory_index: `[batch]`, long: the row of `encoder_hidden_states` that each text reads; None: as many
+                texts an image, in order.
+            causal_rows: in a tower of "both" directions, the last so many texts are read causally; None: none.
 
         Returns:
             `last_hidden_state` `[batch, length, hidden_size]`.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("pass exactly one of input_ids and inputs_embeds")
-        tokens = input_ids if inputs_embeds is None else inputs_embeds
-        if tokens.ndim != (2 if inputs_embeds is None else 3):
+        given = [tokens for tokens in (input_ids, inputs_embeds, hidden_states) if tokens is not None]
+        if len(given) != 1:
+            raise ValueError("pass exactly one of input_ids, inputs_embeds and hidden_states")
+        tokens = given[0]
+        if tokens.ndim != (2 if input_ids is not None else 3):
             raise ValueError(f"input_ids must have shape [batch, length], got {list(tokens.shape)}")
-        length = tokens.shape[1]
+        batch, length = tokens.shape[:2]
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if isinstance(past, int) and not torch.compiler.is_compiling():  # a static cache's count is on the device
             self._check_length(attention_mask, past + length)
-        if position_ids is None:
-            position_ids = self.positions(attention_mask, past, length, tokens.device)
-        hidden_states = self.embeddings(position_ids, input_ids, inputs_embeds, token_type_ids)
-        memory_cached = isinstance(past_key_values, EncoderDecoderCache) and past_key_values.is_updated.get(0, False)
+        if hidden_states is None:
+            if position_ids is None:
+                position_ids = self.positions(attention_mask, past, length, tokens.device)
+            hidden_states = self.embeddings(position_ids, input_ids, inputs_embeds, token_type_ids)
+        memory_cached = isinstance(past_key_values, EncoderDecoderCache) and past_key_values.is_updated.get(
+            self.config.fusion_layer, False
+        )
         fuse = encoder_hidden_states is not None or memory_cached
         if fuse and self.config.encoder_hidden_size is None:
             raise ValueError("encoder_hidden_states need a tower with cross-attention: set encoder_hidden_size")
-        if self.config.is_decoder:
-            mask = create_causal_mask(self.config, hidden_states, attention_mask, past_key_values)
-        else:
-            mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
+        groups = None
+        if memory_index is not None and fuse:
+            groups = RowGroups(memory_index, len(encoder_hidden_states))
+        causal_rows = self._causal_rows(causal_rows, batch)
+        masks = self._masks(hidden_states, attention_mask, batch - causal_rows, past_key_values)
         if encoder_attention_mask is not None and encoder_hidden_states is not None:
             encoder_attention_mask = create_bidirectional_mask(
                 self.config, encoder_hidden_states[:, :1], encoder_attention_mask, encoder_hidden_states
             )
-        for layer in self.layers:
+        for layer in self.layers[slice(*(layers or (None,)))]:
             hidden_states = layer(
                 hidden_states,
-                mask,
+                *masks,
+                causal_rows,
                 encoder_hidden_states,
                 encoder_attention_mask,
                 fuse,
+                groups,
                 past_key_values=past_key_values,
                 **kwargs,
             )
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states, past_key_values=past_key_values
         )
+
+    def _causal_rows(self, asked: int | None, batch: int) -> int:
+        """How many of the last rows are causal."""
+        if self.direction != "both":
+            if asked is not None and asked != (batch if self.direction == "causal" else 0):
+                raise ValueError(f"causal_rows is for a tower of both directions; this one is {self.direction}")
+            return batch if self.direction == "causal" else 0
+        if asked is not None and not 0 <= asked <= batch:
+            raise ValueError(f"causal_rows must be between 0 and the {batch} rows, got {asked}")
+        return asked or 0
+
+    def _masks(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, first: int, cache: Cache | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The masks of the first `first` rows, which see all tokens, and of the others, which see those before."""
+
+        def of(rows: slice) -> torch.Tensor | None:
+            return attention_mask[rows] if attention_mask is not None and attention_mask.ndim == 2 else attention_mask
+
+        both, causal = None, None
+        if first:
+            both = create_bidirectional_mask(self.config, hidden_states[:first], of(slice(None, first)))
+        if first < len(hidden_states):
+            causal = create_causal_mask(self.config, hidden_states[first:], of(slice(first, None)), cache)
+        return both, causal
 
     def _check_length(self, attention_mask: torch.Tensor | None, length: int) -> None:
         """Refuses a mask that does not fit the `length` tokens so far, and texts beyond the position table."""

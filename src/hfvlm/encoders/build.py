@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig
 
+from hfvlm.encoders.bert import BertTower
 from hfvlm.encoders.efficientnet import EfficientNetTower
 from hfvlm.encoders.resnet import ResNetTower
 from hfvlm.encoders.vit import VitTower
@@ -16,6 +17,24 @@ VISION_TOWERS = {tower.config_class.model_type: tower for tower in (VitTower, Re
 def vision_tower(config: PreTrainedConfig, ready: nn.Module | None = None) -> nn.Module:
     """The image tower of a configuration, with fresh weights, or the `ready` one with those that it has."""
     return VISION_TOWERS[config.model_type](config) if ready is None else keep_weights(ready, config)
+
+
+def bert_tower(config: PreTrainedConfig, direction: str, ready: BertTower | None = None) -> BertTower:
+    """The BERT of a configuration, with fresh weights, or the `ready` one with those that it has.
+
+    Args:
+        direction: as `BertTower` has it.
+
+    Raises:
+        ValueError: a ready tower that reads in another direction.
+    """
+    if ready is None:
+        return BertTower(config, direction)
+    if getattr(ready, "direction", direction) != direction:
+        raise ValueError(
+            f"the ready {type(ready).__name__} is {ready.direction}, this head needs BertTower(config, {direction!r})"
+        )
+    return keep_weights(ready, config)
 
 
 def keep_weights(tower: nn.Module, config: PreTrainedConfig) -> nn.Module:

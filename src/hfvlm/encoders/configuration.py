@@ -271,6 +271,7 @@ class BertTowerConfig(PreTrainedConfig):
 
     Args:
         encoder_hidden_size: width of the memory that cross-attention reads; None: no cross-attention.
+        fusion_layer: the first layer with cross-attention; those before read text alone.
         is_decoder: each token sees only itself and the ones before it.
         type_vocab_size: 0 leaves token-type embeddings out, as BLIP does.
     """
@@ -289,6 +290,7 @@ class BertTowerConfig(PreTrainedConfig):
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
     encoder_hidden_size: int | None = None
+    fusion_layer: int = 0
     is_decoder: bool = False
     initializer_range: float = 0.02
     pad_token_id: int | None = 0
@@ -301,6 +303,11 @@ class BertTowerConfig(PreTrainedConfig):
         require_positive(self, *TRANSFORMER_SIZES, "vocab_size", "max_position_embeddings", "encoder_hidden_size")
         require_shares(self, "hidden_dropout_prob", "attention_probs_dropout_prob")
         require_heads(self)
+        if not 0 <= self.fusion_layer < self.num_hidden_layers:
+            raise ValueError(
+                f"fusion_layer must be one of the {self.num_hidden_layers} layers (num_hidden_layers), got "
+                f"{self.fusion_layer}"
+            )
         if self.type_vocab_size < 0:
             raise ValueError(f"type_vocab_size must not be negative (0: none), got {self.type_vocab_size}")
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 
 def several_processes() -> bool:
@@ -33,6 +33,12 @@ def row_counts(rows: int, device: torch.device) -> list[int]:
     return counts.tolist()
 
 
+def shared_count(count: int, device: torch.device) -> float:
+    """What a process divides its sum by, so that the mean over processes is the mean over all that they count."""
+    counts = row_counts(count, device)
+    return sum(counts) / len(counts)
+
+
 def own_rows(counts: list[int]) -> slice:
     """Where this process's rows lie among the joined ones."""
     rank = distributed.get_rank() if several_processes() else 0
@@ -55,6 +61,25 @@ def _all_rows(tensor: torch.Tensor, counts: list[int]) -> torch.Tensor:
     if min(counts) == most:
         return joined
     return torch.cat([part[:count] for part, count in zip(joined.split(most), counts)])
+
+
+def gather_texts(
+    values: torch.Tensor, mask: torch.Tensor, counts: list[int], with_grad: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Texts of every process, and their masks, padded on the right to the longest of all.
+
+    Args:
+        values: `[rows, length, ...]`, ids or states.
+        mask: `[rows, length]`, 0 over padding.
+        counts: of `row_counts`.
+    """
+    if not several_processes():
+        return values, mask
+    longest = max(row_counts(values.shape[1], values.device))
+    lacking = longest - values.shape[1]
+    values = nn.functional.pad(values, (*(0, 0) * (values.ndim - 2), 0, lacking))
+    mask = nn.functional.pad(mask, (0, lacking))
+    return gather(values, with_grad, counts), gather(mask, False, counts)
 
 
 class _Gather(torch.autograd.Function):

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from transformers import initialization as init
 
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -18,6 +19,14 @@ def momentum_copy(module: Module) -> Module:
     in training its batch norms and dropout work as the student's do.
     """
     return deepcopy(module).requires_grad_(False)
+
+
+@torch.no_grad()
+def start_teacher(student: nn.Module, teacher: nn.Module) -> None:
+    """Gives a teacher the student's weights, but for those that were loaded."""
+    source = dict(student.state_dict())
+    for name, copy in teacher.state_dict(keep_vars=True).items():
+        init.copy_(copy, source[name])
 
 
 class MomentumUpdater:
@@ -37,26 +46,26 @@ class MomentumUpdater:
         """`teacher = momentum * teacher + (1 - momentum) * student`, for parameters; buffers are left alone.
 
         Args:
-            pairs: (student, teacher) modules of the same structure.
+            pairs: (student, teacher) modules; the student has the teacher's parameters, and maybe more.
             momentum: the share of itself that the teacher keeps, 0 to 1.
 
         Returns:
             Whether the teachers moved.
 
         Raises:
-            ValueError: a momentum out of range, modules with different parameters, or teachers in half precision
-                whose steps would be rounded away.
+            ValueError: a momentum out of range, a student that lacks its teacher's parameters, or teachers in half
+                precision whose steps would be rounded away.
         """
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"momentum must be between 0 and 1, got {momentum}")
         students, teachers = [], []
         for student, teacher in pairs:
             ours, theirs = dict(student.named_parameters()), dict(teacher.named_parameters())
-            differ = sorted(ours.keys() ^ theirs.keys()) or [n for n in ours if ours[n].shape != theirs[n].shape]
+            differ = sorted(theirs.keys() - ours.keys()) or [n for n in theirs if ours[n].shape != theirs[n].shape]
             if differ:
                 raise ValueError(f"student and teacher must have the same parameters, they differ in {differ[0]}")
-            students += ours.values()
-            teachers += (theirs[name] for name in ours)
+            students += (ours[name] for name in theirs)
+            teachers += theirs.values()
         for dtype in {weights.dtype for weights in teachers if weights.dtype.itemsize < 4}:
             # a weight moves only if the student's differs by more than eps / (2 * step) of it: 1/16 at 8 * eps
             if 0.0 < 1.0 - momentum < 8 * torch.finfo(dtype).eps:

@@ -9,6 +9,7 @@ from torch import nn
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from hfvlm.nn.groups import RowGroups
 from hfvlm.nn.linear import Linear
 
 
@@ -142,9 +143,9 @@ class CrossAttention(_MultiHead):
     """Sequences attend to a memory (an image's tokens); `g` sequences may share one memory.
 
     With `hidden_states` of batch `n * g` and a memory of batch `n`, rows `i * g ... i * g + g - 1` read memory `i`:
-    the beams, sampled captions or candidate answers of one image. The memory's keys and values are projected once,
-    kept once in the cross half of the cache, and never repeated: the `g` query sets become one set of `g * length`
-    queries against them.
+    the beams, sampled captions or candidate answers of one image; `RowGroups` name any other arrangement. The memory's
+    keys and values are projected once, kept once in the cross half of the cache, and never repeated: the `g` query
+    sets become one set of `g * length` queries against them.
 
     Args:
         memory_dim: width of the memory's tokens.
@@ -175,24 +176,35 @@ class CrossAttention(_MultiHead):
         memory: torch.Tensor | None,
         memory_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        groups: RowGroups | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
-            hidden_states: `[n * g, length, dim]`.
+            hidden_states: `[n * g, length, dim]`, or `[rows, length, dim]` with `groups`.
             memory: `[n, tokens, memory_dim]`; may be None once the cache holds its keys and values.
             memory_mask: as `attend` takes it, `[n, 1, 1, tokens]`.
+            groups: which memory each row reads; None: `g` rows each, in order.
 
         Returns:
-            `[n * g, length, dim]`, and the weights `[n * g, heads, length, tokens]` if the implementation has them.
+            The shape of `hidden_states`, and the weights `[rows, heads, length, tokens]` if the implementation has
+            them.
         """
         rows, length, dim = hidden_states.shape
         key, value = self.keys_and_values(memory, past_key_values)
         n = key.shape[0]
-        if rows % n:
+        query = self.q(hidden_states)
+        if groups is not None:
+            query, slots = groups.spread(query), groups.size
+        elif rows % n == 0:
+            slots = rows // n
+        else:
             raise ValueError(f"{rows} text rows cannot be shared evenly among {n} images: input_ids needs a multiple")
-        query = self.q(hidden_states).view(n, rows // n * length, self.num_heads, self.head_dim).transpose(1, 2)
+        query = query.view(n, slots * length, self.num_heads, self.head_dim).transpose(1, 2)
         context, weights = attend(self, query, key, value, memory_mask, self.dropout, **kwargs)
+        context = context.reshape(n * slots, length, dim)
         if weights is not None:
-            weights = weights.unflatten(2, (rows // n, length)).transpose(1, 2).flatten(0, 1)
-        return self.proj(context.reshape(rows, length, dim)), weights
+            weights = weights.unflatten(2, (slots, length)).transpose(1, 2).flatten(0, 1)
+        if groups is not None:
+            context, weights = groups.collect(context), None if weights is None else groups.collect(weights)
+        return self.proj(context), weights

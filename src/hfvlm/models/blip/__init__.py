@@ -11,6 +11,8 @@ register(
     heads={
         "AutoModel": f"{__name__}.modeling_blip:BlipModel",
         "AutoModelForImageTextToText": f"{__name__}.modeling_blip:BlipForConditionalGeneration",
+        "AutoModelForPreTraining": f"{__name__}.pretraining_blip:BlipForPreTraining",
+        "AutoModelForImageTextRetrieval": f"{__name__}.pretraining_blip:BlipForImageTextRetrieval",
     },
     pipelines={"image-to-text": ("hfvlm.pipelines.image_to_text:ImageToTextPipeline", "AutoModelForImageTextToText")},
 )

@@ -1,16 +1,8 @@
 """BLIP configuration and its published sizes."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
-from hfvlm.encoders.configuration import (
-    BertTowerConfig,
-    EfficientNetTowerConfig,
-    ResNetTowerConfig,
-    VitTowerConfig,
-    tower_config,
-    variant_fields,
-)
+from hfvlm.fusion_config import FusionConfig
 
 
 #: Published sizes: what cannot be read off a checkpoint's shapes, and everything that a fresh model needs.
@@ -25,6 +17,8 @@ VARIANTS = {
         }
     },
     "tiny": {  # for tests
+        "projection_dim": 32,
+        "queue_size": 16,
         "vision_config": {
             "hidden_size": 40,
             "intermediate_size": 80,
@@ -48,14 +42,13 @@ VARIANTS = {
 
 
 @strict
-class BlipConfig(PreTrainedConfig):
-    """Configuration of every BLIP head.
+class BlipConfig(FusionConfig):
+    """Configuration of every BLIP head: `FusionConfig`, and
 
     Args:
-        vision_config: the image tower, a `VitTowerConfig` (or another vision tower's config, by `model_type`).
-        text_config: the `BertTowerConfig` of the text tower; it reads the image tower's width by itself.
-        label_smoothing: of the captioning loss.
-        projection_dim: width of the space where images and texts are compared.
+        enc_token_id: what a text starts with that is read with its image to judge both ([ENC]); None: the last word
+            of the vocabulary.
+        label_smoothing: of the losses of written texts.
         release_beam_search: search with beams as the original release does (see `hfvlm.beam_search`); its converter
             sets this. Off: as transformers does now, its own BLIP included.
 
@@ -65,54 +58,29 @@ class BlipConfig(PreTrainedConfig):
     """
 
     model_type = "hfvlm_blip"
-    sub_configs = {"vision_config": PreTrainedConfig, "text_config": BertTowerConfig}
-    is_composition = True
-    #: what `Trainer` does not gather as predictions
-    keys_to_ignore_at_inference = ["loss_lm", "past_key_values", "encoder_last_hidden_state"]
+    title = "BLIP"
+    variants = VARIANTS
+    text_defaults = {  # BLIP's BERT: 30522 words, [DEC] and [ENC]; no token types; padded to 512
+        "vocab_size": 30524,
+        "type_vocab_size": 0,
+        "is_decoder": True,
+        "bos_token_id": 30522,
+        "eos_token_id": 102,
+    }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    enc_token_id: int | None = None
     label_smoothing: float = 0.1
-    projection_dim: int = 256
     release_beam_search: bool = False
-    initializer_range: float = 0.02
     is_encoder_decoder: bool = True
-    tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
-        self.vision_config = tower_config(
-            self.vision_config, VitTowerConfig, "vision_config", (ResNetTowerConfig, EfficientNetTowerConfig)
-        )
-        text = self.text_config if isinstance(self.text_config, (dict, PreTrainedConfig)) else {}
-        if isinstance(text, dict):  # BLIP's BERT: 30522 words, [DEC] and [ENC]; no token types; padded to 512
-            text = {
-                "vocab_size": 30524,
-                "type_vocab_size": 0,
-                "is_decoder": True,
-                "bos_token_id": 30522,
-                "eos_token_id": 102,
-                "encoder_hidden_size": self.vision_config.hidden_size,
-                **text,
-            }
-        self.text_config = tower_config(text, BertTowerConfig, "text_config")
         super().__post_init__(**kwargs)
+        if self.enc_token_id is None:
+            self.enc_token_id = self.text_config.vocab_size - 1
 
     def validate_architecture(self):
-        if self.text_config.encoder_hidden_size != self.vision_config.hidden_size:
+        super().validate_architecture()
+        if not 0 <= self.enc_token_id < self.text_config.vocab_size:
             raise ValueError(
-                f"text_config.encoder_hidden_size ({self.text_config.encoder_hidden_size}) must equal "
-                f"vision_config.hidden_size ({self.vision_config.hidden_size}): cross-attention reads the image tokens"
+                f"enc_token_id must be a word of text_config's {self.text_config.vocab_size}, got {self.enc_token_id}"
             )
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
-
-    @classmethod
-    def variant(cls, name: str, **overrides) -> "BlipConfig":
-        """The configuration of a published size, with fields overridden.
-
-        Args:
-            overrides: a dict for a sub-config overrides its fields; one that names another tower by `model_type`, or
-                a ready config, replaces it.
-        """
-        towers = {"vision_config": VitTowerConfig, "text_config": BertTowerConfig}
-        return cls(**variant_fields("BLIP", VARIANTS, name, overrides, **towers))

@@ -7,152 +7,78 @@ https://arxiv.org/abs/2201.12086; original code https://github.com/salesforce/BL
 import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-from transformers.modeling_outputs import BaseModelOutputWithPooling, Seq2SeqModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 from hfvlm.encoders.bert import BertLmHead, BertTower
-from hfvlm.encoders.build import keep_weights, vision_tower
+from hfvlm.fusion import FusionModel, FusionPreTrainedModel
 from hfvlm.generation import ImageGenerationMixin
 from hfvlm.losses.language import next_token_loss
-from hfvlm.modeling import VlmPreTrainedModel
 from hfvlm.models.blip.configuration_blip import BlipConfig
 from hfvlm.outputs import ImageTextLmOutput
 
 
-class BlipPreTrainedModel(VlmPreTrainedModel):
+#: what a pretraining folder holds beside retrieval, features, and a captioner
+NOT_MATCHING = (
+    r"^text_model\.layers\.\d+\.causal_attention(_norm)?\.",
+    r"^lm_head\.",
+    r"^teacher_",
+    r"^(image|text)_queue\.",
+)
+NOT_FEATURES = (*NOT_MATCHING, r"^itm_head\.", r"^temp$")
+NOT_CAPTIONING = (
+    r"^text_model\.layers\.\d+\.attention(_norm)?\.",
+    *(r"^vision_proj\.", r"^text_proj\.", *NOT_FEATURES[2:]),
+)
+
+
+class BlipPreTrainedModel(FusionPreTrainedModel):
+    """The base of every BLIP head: a text that is judged with its image starts with [ENC]."""
+
     config_class = BlipConfig
     base_model_prefix = "blip"
-    main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
-    _no_split_modules = ["PreNormBlock", "MbConv", "BertLayer"]
+
+    def matching_ids(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        if attention_mask is None or attention_mask.ndim != 2:
+            first = torch.zeros_like(input_ids[:, :1])
+        else:
+            first = attention_mask.int().argmax(dim=-1, keepdim=True)
+        return input_ids.scatter(1, first, self.config.enc_token_id)
 
 
-class BlipCaptioningTowers(BlipPreTrainedModel):
-    """What a captioner is made of below its head: an image tower, and a BERT that reads it by cross-attention.
-
-    Args:
-        vision_model, text_decoder: ready towers to use instead of fresh ones built from the config.
-    """
-
-    def __init__(
-        self, config: BlipConfig, vision_model: nn.Module | None = None, text_decoder: BertTower | None = None
-    ):
-        super().__init__(config)
-        self.vision_model = vision_tower(config.vision_config, vision_model)
-        self.text_decoder = (
-            BertTower(config.text_config) if text_decoder is None else keep_weights(text_decoder, config.text_config)
-        )
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.text_decoder.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.text_decoder.set_input_embeddings(value)
-
-    def get_decoder(self, *args, **kwargs) -> BertTower:
-        return self.text_decoder
-
-    def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
-        """`last_hidden_state` `[images, tokens, width]` and `pooler_output` `[images, width]` of the image tower."""
-        return self.vision_model(pixel_values, **kwargs)
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.FloatTensor | None = None,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.LongTensor | None = None,
-        encoder_outputs: BaseModelOutputWithPooling | tuple | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
-        position_ids: torch.LongTensor | None = None,
-        interpolate_pos_encoding: bool = False,
-        use_cache: bool = False,
-        **kwargs,
-    ) -> Seq2SeqModelOutput:
-        """
-        Args:
-            pixel_values: `[images, channels, h, w]`, or `encoder_outputs` of the image tower.
-            input_ids: `[images * g, length]`: `g` texts an image, an image's texts together, each starting with the
-                decoder's start token. Left out: the start token alone.
-            attention_mask: `[images * g, past + length]`.
-            position_ids: `[images * g, length]`; left out: counted from the mask.
-            use_cache: return `past_key_values` to continue from.
-
-        Returns:
-            `last_hidden_state` `[images * g, length, hidden_size]`, and the image tower's outputs as `encoder_*`.
-
-        Raises:
-            TypeError: for an argument that is a synonym or a misspelling of one of these.
-        """
-        self._refuse(kwargs)
-        text = self.config.text_config
-        if encoder_outputs is None:
-            if pixel_values is None:
-                raise ValueError("pass pixel_values or encoder_outputs: there is no image to describe")
-            encoder_outputs = self.vision_model(
-                pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
-            )
-        image_embeds = encoder_outputs[0]
-        if input_ids is None:
-            input_ids = torch.full((image_embeds.shape[0], 1), text.bos_token_id, device=image_embeds.device)
-        if use_cache and past_key_values is None:
-            past_key_values = EncoderDecoderCache(DynamicCache(config=text), DynamicCache(config=text))
-        outputs = self.text_decoder(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            encoder_hidden_states=image_embeds,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-            **kwargs,
-        )
-        return Seq2SeqModelOutput(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
-            decoder_hidden_states=outputs.hidden_states,
-            decoder_attentions=outputs.attentions,
-            cross_attentions=outputs.cross_attentions,
-            encoder_last_hidden_state=image_embeds,
-            encoder_hidden_states=getattr(encoder_outputs, "hidden_states", None),
-            encoder_attentions=getattr(encoder_outputs, "attentions", None),
-        )
-
-
-class BlipModel(BlipCaptioningTowers):
-    """Features without a head: of images, and of texts that read them.
+class BlipModel(FusionModel, BlipPreTrainedModel):
+    """Features without a head: of images, of texts, and of texts that read their images.
 
     Args:
-        vision_model, text_decoder: ready towers to use instead of fresh ones built from the config.
+        vision_model, text_model: ready towers to use instead of fresh ones built from the config.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
-
-    def __init__(
-        self, config: BlipConfig, vision_model: nn.Module | None = None, text_decoder: BertTower | None = None
-    ):
-        super().__init__(config, vision_model, text_decoder)
-        self.post_init()
+    _keys_to_ignore_on_load_unexpected = [*NOT_FEATURES]
 
 
-class BlipForConditionalGeneration(ImageGenerationMixin, BlipCaptioningTowers):
-    """Writes captions: the towers of `BlipModel`, and a language-modelling head.
+class BlipForConditionalGeneration(ImageGenerationMixin, BlipPreTrainedModel):
+    """Writes captions: an image tower, a causal text tower that reads it, and a language-modelling head.
 
     Args:
-        vision_model, text_decoder: ready towers to use instead of fresh ones built from the config.
+        vision_model, text_model: ready towers to use instead of fresh ones built from the config.
     """
 
+    _keys_to_ignore_on_load_unexpected = [*NOT_CAPTIONING]
     trainable_stages = {
         "all": ("",),
-        "text": ("text_decoder.", "lm_head."),
+        "text": ("text_model.", "lm_head."),
         "vision": ("vision_model.",),
     }
-    _tied_weights_keys = {"lm_head.decoder.weight": "text_decoder.embeddings.word.weight"}
+    _tied_weights_keys = {"lm_head.decoder.weight": "text_model.embeddings.word.weight"}
 
-    def __init__(
-        self, config: BlipConfig, vision_model: nn.Module | None = None, text_decoder: BertTower | None = None
-    ):
-        super().__init__(config, vision_model, text_decoder)
+    def __init__(self, config: BlipConfig, vision_model: nn.Module | None = None, text_model: BertTower | None = None):
+        super().__init__(config)
+        self._build_towers(vision_model, text_model, "causal", projected=False)
         self.lm_head = BertLmHead(config.text_config)
         self.post_init()
+
+    def get_decoder(self, *args, **kwargs) -> BertTower:
+        return self.text_model
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head.decoder
@@ -168,6 +94,7 @@ class BlipForConditionalGeneration(ImageGenerationMixin, BlipCaptioningTowers):
         attention_mask: torch.LongTensor | None = None,
         encoder_outputs: BaseModelOutputWithPooling | tuple | None = None,
         past_key_values: EncoderDecoderCache | None = None,
+        position_ids: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int = 0,
         interpolate_pos_encoding: bool = False,
@@ -175,18 +102,24 @@ class BlipForConditionalGeneration(ImageGenerationMixin, BlipCaptioningTowers):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> ImageTextLmOutput:
-        """As `BlipModel.forward`, and:
-
+        """
         Args:
-            input_ids: may be left out with `labels`, which they are then made from: column 0 is the start token, and
-                -100 may only follow a text.
+            pixel_values: `[images, channels, h, w]`, or `encoder_outputs` of the image tower.
+            input_ids: `[images * g, length]`: `g` texts an image, an image's texts together, each starting with the
+                decoder's start token. Left out: the start token alone, or with `labels` what these make: column 0 is
+                the start token, and -100 may only follow a text.
+            attention_mask: `[images * g, past + length]`.
+            position_ids: `[images * g, length]`; left out: counted from the mask.
             labels: `[images * g, length]`, aligned with `input_ids`; -100 is not learned (padding, the prompt).
             logits_to_keep: only the last so many positions' logits; 0: all.
+            use_cache: return `past_key_values` to continue from.
             num_items_in_batch: labels in the accumulated batch, as `Trainer` counts them.
 
         Raises:
             ValueError: for labels out of line with `input_ids`, or a masked prompt without them.
+            TypeError: for an argument that is a synonym or a misspelling of one of these.
         """
+        self._refuse(kwargs)
         text = self.config.text_config
         if labels is not None and input_ids is None:
             if not torch.compiler.is_compiling():
@@ -195,22 +128,41 @@ class BlipForConditionalGeneration(ImageGenerationMixin, BlipCaptioningTowers):
             input_ids[:, 0] = text.bos_token_id
         if labels is not None and labels.shape != input_ids.shape:
             raise ValueError(f"labels {list(labels.shape)} must be aligned with input_ids {list(input_ids.shape)}")
-        outputs = super().forward(
-            pixel_values,
-            input_ids,
-            attention_mask,
-            encoder_outputs,
-            past_key_values,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            use_cache=use_cache and labels is None,
-            return_dict=True,
+        if encoder_outputs is None:
+            if pixel_values is None:
+                raise ValueError("pass pixel_values or encoder_outputs: there is no image to describe")
+            encoder_outputs = self.vision_model(
+                pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+            )
+        image_embeds = encoder_outputs[0]
+        if input_ids is None:
+            input_ids = torch.full((image_embeds.shape[0], 1), text.bos_token_id, device=image_embeds.device)
+        if use_cache and labels is None and past_key_values is None:
+            past_key_values = EncoderDecoderCache(DynamicCache(config=text), DynamicCache(config=text))
+        outputs = self.text_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            encoder_hidden_states=image_embeds,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
             **kwargs,
         )
         logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
         loss = None
         if labels is not None:
             loss = next_token_loss(logits, labels, self.config.label_smoothing, num_items_in_batch)
-        return ImageTextLmOutput(loss=loss, loss_lm=loss, logits=logits, **dict(list(outputs.items())[1:]))
+        return ImageTextLmOutput(
+            loss=loss,
+            loss_lm=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            decoder_hidden_states=outputs.hidden_states,
+            decoder_attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=image_embeds,
+            encoder_hidden_states=getattr(encoder_outputs, "hidden_states", None),
+            encoder_attentions=getattr(encoder_outputs, "attentions", None),
+        )
 
     @staticmethod
     def _check_unmasked(labels: torch.LongTensor) -> None:

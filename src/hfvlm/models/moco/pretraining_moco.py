@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple
 
 from hfvlm.losses.contrastive import full_precision, similarity_logits
 from hfvlm.losses.gather import gather, own_rows, row_counts, several_processes
-from hfvlm.losses.momentum import MomentumUpdater, momentum_copy
+from hfvlm.losses.momentum import MomentumUpdater, momentum_copy, start_teacher
 from hfvlm.losses.pairs import precise
 from hfvlm.losses.queue import NegativeQueue
 from hfvlm.models.moco.configuration_moco import MocoConfig
@@ -106,8 +106,7 @@ class MocoForPreTraining(MocoPreTrainedModel):
             module.reset_parameters()
         elif isinstance(module, MocoForPreTraining):  # comes last: the encoder has its weights, also loaded ones
             for student, teacher in self._pairs():
-                for source, copy in zip(student.state_dict().values(), teacher.state_dict(keep_vars=True).values()):
-                    init.copy_(copy, source)
+                start_teacher(student, teacher)
             if self.config.momentum_steps is not None:
                 init.zeros_(module.teacher_step)
 
