@@ -23,6 +23,7 @@ CONVERSION = sorted((ROOT / "conversion").rglob("*.py"))
 LEVELS = [
     {"nn", "encoders", "losses", "modeling", "generation", "beam_search", "processing", "saving", "outputs"}
     | {"images", "registry", "version", "two_tower", "two_tower_config", "two_tower_processing"}
+    | {"fusion", "fusion_config", "fusion_training", "momentum_teacher"}
     | {"pixels", "nearest", "embedder"},
     {"models"},
     {"pipelines", "data", "training", "evaluation", "export", "hub", "conversion", "builtin", "auto"},
@@ -47,6 +48,10 @@ GROUND = {
     "encoders": {"nn", "modeling", "outputs"},
     "two_tower_config": {"encoders"},
     "two_tower_processing": {"processing"},
+    "momentum_teacher": {"losses"},
+    "fusion_config": {"encoders", "losses"},
+    "fusion": {"fusion_config", "encoders", "modeling", "nn", "outputs"},
+    "fusion_training": {"fusion", "fusion_config", "momentum_teacher", "encoders", "losses", "nn", "outputs"},
     "two_tower": {"two_tower_config", "encoders", "losses", "nn", "modeling"},
 }
 #: what travels to the Hub with a model, and all that it may import from outside

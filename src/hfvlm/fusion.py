@@ -54,7 +54,7 @@ class FusionPreTrainedModel(VlmPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, FusionPreTrainedModel) and isinstance(getattr(module, "temp", None), nn.Parameter):
-            init.constant_(module.temp, module.config.temperature)
+            init.constant_(module.temp, module.config.initial_temperature)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.text_model.get_input_embeddings()

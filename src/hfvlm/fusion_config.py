@@ -23,7 +23,7 @@ class FusionConfig(PreTrainedConfig):
         vision_config: the image tower, a `VitTowerConfig` (or another vision tower's config, by `model_type`).
         text_config: the `BertTowerConfig` of the text tower; it reads the image tower's width by itself.
         projection_dim: width of the space where images and texts are compared; 0: none.
-        temperature: what similarities are divided by, at the start; it is learned.
+        initial_temperature: what similarities are divided by at the start; the temperature is learned.
         momentum: the share of itself that the teacher keeps at each step; None: training without a teacher and queue.
         queue_size: pairs of earlier batches that a batch is contrasted with.
         alpha: how much of the targets is the teacher's own distribution, 0 to 1.
@@ -42,7 +42,7 @@ class FusionConfig(PreTrainedConfig):
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     projection_dim: int = 256
-    temperature: float = 0.07
+    initial_temperature: float = 0.07
     momentum: float | None = 0.995
     queue_size: int = 57600
     alpha: float = 0.4
@@ -75,7 +75,7 @@ class FusionConfig(PreTrainedConfig):
             )
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
-        require_positive(self, "temperature", "queue_size")
+        require_positive(self, "initial_temperature", "queue_size")
         check_alpha(self.alpha)
         if self.momentum is not None and not 0.0 <= self.momentum <= 1.0:
             raise ValueError(f"momentum must be between 0 and 1, or None for no teacher; got {self.momentum}")

@@ -98,7 +98,9 @@ class FusionForImageTextRetrieval(MomentumTeacherMixin, FusionPreTrainedModel):
         if not config.projection_dim:
             raise ValueError("projection_dim must be positive: this head compares images and texts in that space")
         self._build_towers(vision_model, text_model, self.direction)
-        self.temp = nn.Parameter(torch.full((1,), config.temperature))  # FSDP refuses parameters without a dimension
+        self.temp = nn.Parameter(
+            torch.full((1,), config.initial_temperature)
+        )  # FSDP refuses parameters without a dimension
         self.itm_head = Linear(config.text_config.hidden_size, 2)
         self._build_more()
         if config.momentum is not None:

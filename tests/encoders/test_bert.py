@@ -73,7 +73,7 @@ def test_embeddings_can_be_given():
     embedded = model.get_input_embeddings()(ids())
     torch.testing.assert_close(model(inputs_embeds=embedded).last_hidden_state, model(ids()).last_hidden_state)
     for both in ({}, {"input_ids": ids(), "inputs_embeds": embedded}):
-        with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        with pytest.raises(ValueError, match="exactly one of input_ids, inputs_embeds and hidden_states"):
             model(**both)
 
 

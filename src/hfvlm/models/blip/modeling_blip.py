@@ -46,8 +46,8 @@ class BlipPreTrainedModel(FusionPreTrainedModel):
         return input_ids.scatter(1, first, self.config.enc_token_id)
 
 
-class BlipModel(FusionModel, BlipPreTrainedModel):
-    """Features without a head: of images, of texts, and of texts that read their images.
+class BlipModel(BlipPreTrainedModel, FusionModel):
+    """BLIP's features without a head: of images, of texts, and of texts that read their images.
 
     Args:
         vision_model, text_model: ready towers to use instead of fresh ones built from the config.

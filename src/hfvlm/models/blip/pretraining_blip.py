@@ -13,7 +13,7 @@ from hfvlm.losses.gather import shared_count
 from hfvlm.models.blip.modeling_blip import NOT_MATCHING, BlipPreTrainedModel
 
 
-class BlipForImageTextRetrieval(FusionForImageTextRetrieval, BlipPreTrainedModel):
+class BlipForImageTextRetrieval(BlipPreTrainedModel, FusionForImageTextRetrieval):
     """Finds images by text and texts by image: contrast of the two towers, and a judgement of each pair.
 
     Args:
@@ -24,7 +24,7 @@ class BlipForImageTextRetrieval(FusionForImageTextRetrieval, BlipPreTrainedModel
     negatives_by = "student"
 
 
-class BlipForPreTraining(FusionForImageTextRetrieval, BlipPreTrainedModel):
+class BlipForPreTraining(BlipPreTrainedModel, FusionForImageTextRetrieval):
     """Learns from images and their texts by contrast, matching and language modelling.
 
     The matching pairs and the texts to be written go through the text tower together: its cross-attention projects an
