@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 from hfvlm.encoders.bert import BertTower
@@ -26,7 +26,13 @@ def first_tokens(states: torch.Tensor, attention_mask: torch.Tensor | None) -> t
     if attention_mask is None or attention_mask.ndim != 2:
         return states[:, 0]
     first = attention_mask.int().argmax(dim=-1)
-    return states[torch.arange(len(first), device=first.device), first]
+    return states[torch.arange(first.shape[0], device=first.device), first]
+
+
+def fused_fields(outputs: BaseModelOutputWithPastAndCrossAttentions) -> dict[str, Any]:
+    """What `fuse` returns, as fields of a `FusionOutput`."""
+    names = ("last_hidden_state", "hidden_states", "attentions", "cross_attentions")
+    return {name: getattr(outputs, name) for name in names}
 
 
 class FusionPreTrainedModel(VlmPreTrainedModel):
@@ -103,8 +109,8 @@ class FusionPreTrainedModel(VlmPreTrainedModel):
         text_embeds: torch.Tensor | None = None,
         memory_index: torch.LongTensor | None = None,
         **kwargs,
-    ) -> torch.Tensor:
-        """Texts read with their images: `[texts, length, hidden_size]`.
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """Texts read with their images: `last_hidden_state` `[texts, length, hidden_size]`.
 
         Args:
             image_embeds: `[images, tokens, width]`.
@@ -120,11 +126,11 @@ class FusionPreTrainedModel(VlmPreTrainedModel):
             **kwargs,
         }
         if not self.fusion_layer:
-            return self.text_model(self.matching_ids(input_ids, attention_mask), **options).last_hidden_state
+            return self.text_model(self.matching_ids(input_ids, attention_mask), **options)
         if text_embeds is None:
             text_embeds = self.get_text_features(input_ids, attention_mask).last_hidden_state
         layers = (self.fusion_layer, len(self.text_model.layers))
-        return self.text_model(hidden_states=text_embeds, layers=layers, **options).last_hidden_state
+        return self.text_model(hidden_states=text_embeds, layers=layers, **options)
 
     def extract_features(self, inputs: dict[str, Any], mode: str = "multimodal") -> FusionFeatures:
         """Features as LAVIS gives them.
@@ -163,9 +169,8 @@ class FusionPreTrainedModel(VlmPreTrainedModel):
             features.text_embeds = self.get_text_features(inputs["input_ids"], mask).last_hidden_state
             features.text_embeds_proj = self._unit(self.text_proj, features.text_embeds)
         if mode == "multimodal":
-            features.multimodal_embeds = self.fuse(
-                features.image_embeds, inputs["input_ids"], mask, features.text_embeds
-            )
+            fused = self.fuse(features.image_embeds, inputs["input_ids"], mask, features.text_embeds)
+            features.multimodal_embeds = fused.last_hidden_state
         return features
 
     @staticmethod
@@ -213,25 +218,22 @@ class FusionModel(FusionPreTrainedModel):
         self._refuse(kwargs, self.text_model.forward)
         if input_ids is None and pixel_values is None:
             raise ValueError("pass pixel_values, input_ids, or both: there is nothing to encode")
-        outputs = FusionOutput()
+        made, vision, text = {}, None, None
         if pixel_values is not None:
-            outputs.vision_model_output = vision = self.get_image_features(
+            made["vision_model_output"] = vision = self.get_image_features(
                 pixel_values, interpolate_pos_encoding, **kwargs
             )
-            outputs.image_embeds = self._in_joint_space(self.vision_proj, vision)
-        if input_ids is not None:
-            if pixel_values is None or self.text_proj is not None or self.fusion_layer:
-                outputs.text_model_output = text = self.get_text_features(input_ids, attention_mask, **kwargs)
-                outputs.text_embeds = self._in_joint_space(self.text_proj, text)
-            if pixel_values is not None:
-                read = None if outputs.text_model_output is None else outputs.text_model_output.last_hidden_state
-                outputs.last_hidden_state = self.fuse(
-                    vision.last_hidden_state, input_ids, attention_mask, read, **kwargs
-                )
-        if outputs.last_hidden_state is None:
-            part = outputs.vision_model_output or outputs.text_model_output
-            outputs.last_hidden_state, outputs.pooler_output = part.last_hidden_state, part.pooler_output
-        return outputs
+            made["image_embeds"] = self._in_joint_space(self.vision_proj, vision)
+        if input_ids is not None and (vision is None or self.text_proj is not None or self.fusion_layer):
+            made["text_model_output"] = text = self.get_text_features(input_ids, attention_mask, **kwargs)
+            made["text_embeds"] = self._in_joint_space(self.text_proj, text)
+        if input_ids is not None and vision is not None:
+            read = None if text is None else text.last_hidden_state
+            made |= fused_fields(self.fuse(vision.last_hidden_state, input_ids, attention_mask, read, **kwargs))
+        else:
+            part = vision or text
+            made |= {"last_hidden_state": part.last_hidden_state, "pooler_output": part.pooler_output}
+        return FusionOutput(**made)
 
     @staticmethod
     def _in_joint_space(projection: nn.Module | None, outputs: BaseModelOutputWithPooling) -> torch.Tensor | None:

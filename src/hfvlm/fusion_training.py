@@ -13,7 +13,7 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from hfvlm.encoders.bert import BertTower
-from hfvlm.fusion import FusionPreTrainedModel, first_tokens
+from hfvlm.fusion import FusionPreTrainedModel, first_tokens, fused_fields
 from hfvlm.fusion_config import FusionConfig
 from hfvlm.losses.contrastive import contrastive_loss, full_precision
 from hfvlm.losses.gather import gather, gather_texts, own_rows, row_counts, several_processes
@@ -139,8 +139,8 @@ class FusionForImageTextRetrieval(MomentumTeacherMixin, FusionPreTrainedModel):
             image_embeds: `[images, tokens, width]`, `last_hidden_state` of `get_image_features`.
             input_ids, attention_mask, memory_index, text_embeds: as in `fuse`.
         """
-        states = self.fuse(image_embeds, input_ids, attention_mask, text_embeds, memory_index)
-        return self.itm_head(first_tokens(states, attention_mask))
+        fused = self.fuse(image_embeds, input_ids, attention_mask, text_embeds, memory_index)
+        return self.itm_head(first_tokens(fused.last_hidden_state, attention_mask))
 
     @can_return_tuple
     def forward(
@@ -198,7 +198,7 @@ class FusionForImageTextRetrieval(MomentumTeacherMixin, FusionPreTrainedModel):
             self._learn(outputs, pixel_values, input_ids, attention_mask, image_ids, alpha, interpolate_pos_encoding)
         else:
             self._compare(outputs, input_ids, attention_mask, **kwargs)
-        return outputs
+        return FusionOutput(**outputs)  # in the order of its fields
 
     @staticmethod
     def _check_pairs(images: int, texts: int, image_ids: torch.Tensor | None) -> None:
@@ -216,12 +216,11 @@ class FusionForImageTextRetrieval(MomentumTeacherMixin, FusionPreTrainedModel):
             outputs.logits_per_image = precise(outputs.image_embeds) @ precise(outputs.text_embeds).t()
         outputs.logits_per_text = outputs.logits_per_image.t()
         tokens = outputs.vision_model_output.last_hidden_state
-        if len(input_ids) % len(tokens) == 0:
-            states = self.fuse(
-                tokens, input_ids, attention_mask, outputs.text_model_output.last_hidden_state, **kwargs
-            )
-            outputs.last_hidden_state = states
-            outputs.itm_logits = self.itm_head(first_tokens(states, attention_mask))
+        if input_ids.shape[0] % tokens.shape[0] == 0:
+            read = outputs.text_model_output.last_hidden_state
+            for name, value in fused_fields(self.fuse(tokens, input_ids, attention_mask, read, **kwargs)).items():
+                outputs[name] = value
+            outputs.itm_logits = self.itm_head(first_tokens(outputs.last_hidden_state, attention_mask))
 
     def _learn(self, outputs: FusionOutput, pixels, input_ids, attention_mask, image_ids, alpha, resize) -> None:
         """Fills in the losses."""

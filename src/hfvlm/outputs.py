@@ -83,6 +83,8 @@ class FusionOutput(ModelOutput):
         last_hidden_state: `[texts, length, hidden_size]`, texts read with their images; of one modality alone, its
             tokens.
         pooler_output: of one modality alone: its vector in the joint space before it is normalised.
+        hidden_states, attentions, cross_attentions: of texts read with their images, a tensor a layer, where asked
+            for.
         vision_model_output, text_model_output: what `get_image_features` and `get_text_features` return.
     """
 
@@ -98,5 +100,8 @@ class FusionOutput(ModelOutput):
     text_embeds: torch.FloatTensor | None = None
     last_hidden_state: torch.FloatTensor | None = None
     pooler_output: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
     vision_model_output: BaseModelOutputWithPooling | None = None
     text_model_output: BaseModelOutputWithPooling | None = None

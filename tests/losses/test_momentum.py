@@ -121,7 +121,9 @@ def test_bad_input_is_named():
     student = nn.Linear(2, 2)
     with pytest.raises(ValueError, match="momentum must be between 0 and 1, got 1.5"):
         MomentumUpdater()([(student, momentum_copy(student))], 1.5)
-    for teacher in (nn.Linear(2, 2, bias=False), nn.Linear(2, 3)):
+    with pytest.raises(ValueError, match="they differ in bias"):
+        MomentumUpdater()([(nn.Linear(2, 2, bias=False), student)], 0.9)
+    for teacher in (nn.Linear(2, 3), nn.Linear(3, 2)):
         with pytest.raises(ValueError, match="they differ in "):
             MomentumUpdater()([(student, teacher)], 0.9)
 

@@ -78,7 +78,7 @@ class BertLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
         causal_mask: torch.Tensor | None,
-        causal_rows: int,
+        first_causal: int | None,
         encoder_hidden_states: torch.Tensor | None,
         encoder_attention_mask: torch.Tensor | None,
         fuse: bool,
@@ -86,22 +86,32 @@ class BertLayer(GradientCheckpointingLayer):
         past_key_values: Cache | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        parts, first = [], len(hidden_states) - causal_rows
-        if first:
-            rows = hidden_states[:first]
-            update, _ = self.attention(rows, attention_mask, past_key_values, **kwargs)
-            parts.append(self.attention_norm(rows + self.dropout(update)))
-        if causal_rows:
-            rows = hidden_states[first:]
-            update, _ = self.causal_attention(rows, causal_mask, past_key_values, **kwargs)
-            parts.append(self.causal_attention_norm(rows + self.dropout(update)))
-        hidden_states = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if first_causal is None:
+            hidden_states = self._read(hidden_states, attention_mask, past_key_values, **kwargs)
+        elif first_causal == 0:
+            hidden_states = self._read_causally(hidden_states, causal_mask, past_key_values, **kwargs)
+        else:
+            both = self._read(hidden_states[:first_causal], attention_mask, **kwargs)
+            causal = self._read_causally(hidden_states[first_causal:], causal_mask, **kwargs)
+            hidden_states = torch.cat([both, causal])
         if fuse and self.fuses:
             update, _ = self.cross_attention(
                 hidden_states, encoder_hidden_states, encoder_attention_mask, past_key_values, groups, **kwargs
             )
             hidden_states = self.cross_attention_norm(hidden_states + self.dropout(update))
         return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
+
+    def _read(
+        self, rows: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None, **kwargs
+    ) -> torch.Tensor:
+        update, _ = self.attention(rows, mask, cache, **kwargs)
+        return self.attention_norm(rows + self.dropout(update))
+
+    def _read_causally(
+        self, rows: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None, **kwargs
+    ) -> torch.Tensor:
+        update, _ = self.causal_attention(rows, mask, cache, **kwargs)
+        return self.causal_attention_norm(rows + self.dropout(update))
 
 
 #: which self-attention a tower's layers have
@@ -197,8 +207,8 @@ class BertTower(VlmPreTrainedModel):
         groups = None
         if memory_index is not None and fuse:
             groups = RowGroups(memory_index, len(encoder_hidden_states))
-        causal_rows = self._causal_rows(causal_rows, batch)
-        masks = self._masks(hidden_states, attention_mask, batch - causal_rows, past_key_values)
+        first_causal = self._first_causal(causal_rows, batch)
+        masks = self._masks(hidden_states, attention_mask, first_causal, past_key_values)
         if encoder_attention_mask is not None and encoder_hidden_states is not None:
             encoder_attention_mask = create_bidirectional_mask(
                 self.config, encoder_hidden_states[:, :1], encoder_attention_mask, encoder_hidden_states
@@ -207,7 +217,7 @@ class BertTower(VlmPreTrainedModel):
             hidden_states = layer(
                 hidden_states,
                 *masks,
-                causal_rows,
+                first_causal,
                 encoder_hidden_states,
                 encoder_attention_mask,
                 fuse,
@@ -219,30 +229,30 @@ class BertTower(VlmPreTrainedModel):
             last_hidden_state=hidden_states, past_key_values=past_key_values
         )
 
-    def _causal_rows(self, asked: int | None, batch: int) -> int:
-        """How many of the last rows are causal."""
+    def _first_causal(self, asked: int | None, batch: int) -> int | None:
+        """The first causal row, 0 where all are; None: none is."""
         if self.direction != "both":
-            if asked is not None and asked != (batch if self.direction == "causal" else 0):
+            causal = self.direction == "causal"
+            if asked is not None and asked != (batch if causal else 0):
                 raise ValueError(f"causal_rows is for a tower of both directions; this one is {self.direction}")
-            return batch if self.direction == "causal" else 0
+            return 0 if causal else None
         if asked is not None and not 0 <= asked <= batch:
             raise ValueError(f"causal_rows must be between 0 and the {batch} rows, got {asked}")
-        return asked or 0
+        return batch - asked if asked else None
 
     def _masks(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, first: int, cache: Cache | None
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None, first_causal: int | None, cache: Cache | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """The masks of the first `first` rows, which see all tokens, and of the others, which see those before."""
-
-        def of(rows: slice) -> torch.Tensor | None:
-            return attention_mask[rows] if attention_mask is not None and attention_mask.ndim == 2 else attention_mask
-
-        both, causal = None, None
-        if first:
-            both = create_bidirectional_mask(self.config, hidden_states[:first], of(slice(None, first)))
-        if first < len(hidden_states):
-            causal = create_causal_mask(self.config, hidden_states[first:], of(slice(first, None)), cache)
-        return both, causal
+        """The masks of the rows that see all tokens, and of those from `first_causal` on, which see those before."""
+        if first_causal is None:
+            return create_bidirectional_mask(self.config, hidden_states, mask), None
+        if first_causal == 0:
+            return None, create_causal_mask(self.config, hidden_states, mask, cache)
+        masks = (None, None) if mask is None else (mask[:first_causal], mask[first_causal:])
+        return (
+            create_bidirectional_mask(self.config, hidden_states[:first_causal], masks[0]),
+            create_causal_mask(self.config, hidden_states[first_causal:], masks[1], cache),
+        )
 
     def _check_length(self, attention_mask: torch.Tensor | None, length: int) -> None:
         """Refuses a mask that does not fit the `length` tokens so far, and texts beyond the position table."""
