@@ -9,8 +9,25 @@ from typing import Any
 import torch
 import transformers
 
-from hfvlm.conversion.rules import Drop, Rename, Rule
-from hfvlm.conversion.towers import bert_geometry, bert_lm_rules, fit_positions, square, vit_geometry, vit_rules
+from hfvlm.conversion.fusion_rules import (
+    MATCHING,
+    PROJECTIONS,
+    TEMPERATURE,
+    momentum_fields,
+    queue_rules,
+    teacher_rules,
+    words,
+)
+from hfvlm.conversion.rules import Drop, Fresh, Fuse, Rename, Rule, Twin
+from hfvlm.conversion.towers import (
+    bert_geometry,
+    bert_lm_rules,
+    bert_rules,
+    fit_positions,
+    square,
+    vit_geometry,
+    vit_rules,
+)
 from hfvlm.encoders.configuration import VitTowerConfig
 from hfvlm.models.blip.configuration_blip import BlipConfig
 
@@ -39,26 +56,69 @@ def in_tree_vit_rules(source: str, target: str) -> tuple[Rule, ...]:
 _TEXT = bert_lm_rules("text_decoder.", "text_model.", "lm_head.")
 RELEASE_CAPTIONER = (*vit_rules("visual_encoder.", "vision_model."), *_TEXT)
 IN_TREE_CAPTIONER = (*in_tree_vit_rules("vision_model.", "vision_model."), *_TEXT)
+#: its matching head judges texts that start with [CLS], as the release's does when it is asked for one pair
+_NO_TEMPERATURE = Fresh("temp", "evaluation does not divide by it")
 
 
 def _drop(reason: str, *patterns: str) -> tuple[Drop, ...]:
     return tuple(Drop(pattern, reason) for pattern in patterns)
 
 
-#: What a pretraining checkpoint (`BLIP_Pretrain`) holds beside a captioner.
-PRETRAINING_ONLY = (
-    *_drop("the momentum teacher", "visual_encoder_m.{*rest}", "text_encoder_m.{*rest}"),
-    *_drop("the momentum teacher", "vision_proj_m.{p}", "text_proj_m.{p}"),
-    *_drop("image-text contrast and matching", "text_encoder.{*rest}", "vision_proj.{p}", "text_proj.{p}"),
-    *_drop("image-text contrast and matching", "itm_head.{p}", "temp"),
-    *_drop("the queue of negatives", "image_queue", "text_queue", "queue_ptr"),
+_LAYER, _OWN = "text_decoder.bert.encoder.layer.{i}.attention.", "text_model.layers.{i}.causal_attention"
+_SCORES = "text_decoder.cls.predictions."
+_BARE_TEXT = bert_rules("text_encoder.", "text_model.")
+#: encoder and decoder, stored as two towers that share all but the self-attention
+_BOTH_TEXT = (
+    Rename(
+        (
+            "text_encoder.embeddings.word_embeddings.weight",
+            "text_decoder.bert.embeddings.word_embeddings.weight",
+            f"{_SCORES}decoder.weight",
+        ),
+        ("text_model.embeddings.word.weight", "lm_head.decoder.weight"),
+    ),
+    *_BARE_TEXT,
+    Fuse(tuple(f"{_LAYER}self.{name}.{{p}}" for name in ("query", "key", "value")), f"{_OWN}.qkv.{{p}}"),
+    Rename(f"{_LAYER}output.dense.{{p}}", f"{_OWN}.proj.{{p}}"),
+    Rename(f"{_LAYER}output.LayerNorm.{{p}}", f"{_OWN}_norm.{{p}}"),
+    Twin("text_decoder.bert.{*rest}", "text_encoder.{*rest}"),
+    Rename((f"{_SCORES}bias", f"{_SCORES}decoder.bias"), "lm_head.decoder.bias"),
+    Rename(f"{_SCORES}transform.dense.{{p}}", "lm_head.dense.{p}"),
+    Rename(f"{_SCORES}transform.LayerNorm.{{p}}", "lm_head.norm.{p}"),
+)
+
+IN_TREE_MATCHING = (
+    *in_tree_vit_rules("vision_model.", "vision_model."),
+    words("text_encoder.", "text_model."),
+    *(*_BARE_TEXT, *PROJECTIONS, *MATCHING, _NO_TEMPERATURE),
+)
+_VISION = vit_rules("visual_encoder.", "vision_model.")
+RELEASE_FEATURES = (
+    *_VISION,
+    words("text_encoder.", "text_model."),
+    *_BARE_TEXT,
+    *PROJECTIONS,
+    Drop("temp", "features are not compared here"),
+)
+RELEASE_MATCHING = (*RELEASE_FEATURES[:-1], *MATCHING, _NO_TEMPERATURE)
+RELEASE_RETRIEVAL = (
+    *(*RELEASE_FEATURES[:-1], *MATCHING, TEMPERATURE),
+    *teacher_rules(),
+    *queue_rules("ptr_queue", with_ids=True),
+)
+RELEASE_PRETRAINING = (
+    *(*_VISION, *_BOTH_TEXT, *PROJECTIONS, *MATCHING, TEMPERATURE),
+    *teacher_rules(),
+    *queue_rules("queue_ptr", with_ids=False),
 )
 
 _BESIDE = "not part of the image tower"
 RELEASE_VISION = (
     *vit_rules("visual_encoder.", ""),
-    *_drop(_BESIDE, *(rule.source for rule in PRETRAINING_ONLY)),
-    *_drop(_BESIDE, "text_decoder.{*rest}", "cls_head.{*rest}", "ptr_queue", "idx_queue"),
+    *_drop(_BESIDE, "visual_encoder_m.{*rest}", "text_encoder_m.{*rest}", "text_encoder.{*rest}"),
+    *_drop(_BESIDE, "text_decoder.{*rest}", "cls_head.{*rest}", "itm_head.{p}", "temp"),
+    *_drop(_BESIDE, "vision_proj.{p}", "text_proj.{p}", "vision_proj_m.{p}", "text_proj_m.{p}"),
+    *_drop(_BESIDE, "image_queue", "text_queue", "idx_queue", "queue_ptr", "ptr_queue"),
 )
 IN_TREE_VISION = (
     *in_tree_vit_rules("vision_model.", ""),
@@ -68,23 +128,25 @@ IN_TREE_VISION = (
 )
 
 
-def release_captioner_rules(tensors: Mapping[str, torch.Tensor]) -> tuple[Rule, ...]:
-    """The captioner's table; a pretraining checkpoint's other parts are dropped, any other head's are an error."""
-    return (*RELEASE_CAPTIONER, *PRETRAINING_ONLY) if "image_queue" in tensors else RELEASE_CAPTIONER
+def release_fields(
+    tensors: Mapping[str, torch.Tensor], vocabulary: Mapping[str, int] | None, text_prefix: str = "text_decoder.bert."
+) -> dict[str, Any]:
+    """Fields of a `BlipConfig` that a release's shapes and vocabulary tell.
 
-
-def release_fields(tensors: Mapping[str, torch.Tensor], words: Mapping[str, int] | None) -> dict[str, Any]:
-    """Fields of a `BlipConfig` that a release's shapes and vocabulary tell."""
-    text = bert_geometry(tensors, "text_decoder.bert.")
+    Args:
+        text_prefix: of the text tower that tells.
+    """
+    text = bert_geometry(tensors, text_prefix)
     if "vocab_size" in text:
         text["bos_token_id"] = text["vocab_size"] - 2  # [DEC] and [ENC] are the last two
-    if words is not None:
-        text.update(eos_token_id=words["[SEP]"], pad_token_id=words["[PAD]"])
-    return {
-        "vision_config": vit_geometry(tensors, "visual_encoder."),
-        "text_config": text,
-        "release_beam_search": True,
-    }
+    if vocabulary is not None:
+        text.update(eos_token_id=vocabulary["[SEP]"], pad_token_id=vocabulary["[PAD]"])
+    fields = {"vision_config": vit_geometry(tensors, "visual_encoder."), "text_config": text}
+    if any(key.startswith("text_decoder.") for key in tensors):
+        fields["release_beam_search"] = True
+    if any(key.startswith("text_encoder.") for key in tensors):
+        fields.update({"projection_dim": 0, **momentum_fields(tensors)})
+    return fields
 
 
 def in_tree_fields(config: Mapping[str, Any]) -> dict[str, Any]:

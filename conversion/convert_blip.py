@@ -4,14 +4,15 @@
     python conversion/convert_blip.py --checkpoint blip-captioner --output in-tree-folder --to transformers
     python conversion/convert_blip.py --checkpoint any_blip.pth --output tower --part vision --image-size 480
 
-Reads the original release (https://github.com/salesforce/BLIP), folders of transformers'
-`BlipForConditionalGeneration`, and hfvlm folders. Sizes come from the weights; heads (64 wide unless told),
-normalisation and activation from `--variant` or `--config`, a JSON file with fields of `hfvlm.BlipConfig`.
+Reads the original release (https://github.com/salesforce/BLIP): captioning, pretraining, retrieval, features (LAVIS's,
+too); folders of transformers' `BlipForConditionalGeneration` and `BlipForImageTextRetrieval`; and hfvlm folders. Sizes
+come from the weights; heads (64 wide unless told), normalisation and activation from `--variant` or `--config`, a JSON
+file with fields of `hfvlm.BlipConfig`.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -21,15 +22,65 @@ from hfvlm.conversion import blip_rules, command, folder
 from hfvlm.conversion.blip_processor import carried_processor, in_tree_processor, read_vocab, release_processor
 from hfvlm.conversion.checkpoint import Checkpoint
 from hfvlm.conversion.command import ConfigLike, Conversion, Source
-from hfvlm.conversion.rules import apply, invert
+from hfvlm.conversion.rules import Rule, apply, invert
 from hfvlm.encoders.vit import VitTower
+from hfvlm.fusion import FusionPreTrainedModel
 from hfvlm.models.blip.configuration_blip import VARIANTS, BlipConfig
-from hfvlm.models.blip.modeling_blip import BlipForConditionalGeneration
+from hfvlm.models.blip.modeling_blip import BlipForConditionalGeneration, BlipModel
+from hfvlm.models.blip.pretraining_blip import BlipForImageTextRetrieval, BlipForPreTraining
 from hfvlm.models.blip.processing_blip import BlipProcessor
 
 
 #: what to call the towers in an error
-TOWERS = {"vision_config": "vision tower", "text_config": "text decoder"}
+TOWERS = {"vision_config": "vision tower", "text_config": "text tower"}
+#: what transformers' retrieval model has no place for
+_TRAINING_ONLY = ("teacher_", "image_queue.", "text_queue.", "temp")
+
+
+class Head(NamedTuple):
+    """A head that a checkpoint may be of.
+
+    Attributes:
+        cls: its class.
+        release: the rules of the original release.
+        in_tree: those of transformers' own class, if it has one.
+        text: prefix of the text tower that tells the sizes.
+    """
+
+    cls: type[PreTrainedModel]
+    release: tuple[Rule, ...]
+    in_tree: tuple[Rule, ...] | None = None
+    text: str = "text_encoder."
+
+
+HEADS = {
+    "captioning": Head(
+        BlipForConditionalGeneration, blip_rules.RELEASE_CAPTIONER, blip_rules.IN_TREE_CAPTIONER, "text_decoder.bert."
+    ),
+    "pretraining": Head(BlipForPreTraining, blip_rules.RELEASE_PRETRAINING),
+    "retrieval": Head(BlipForImageTextRetrieval, blip_rules.RELEASE_RETRIEVAL),
+    "matching": Head(BlipForImageTextRetrieval, blip_rules.RELEASE_MATCHING, blip_rules.IN_TREE_MATCHING),
+    "features": Head(BlipModel, blip_rules.RELEASE_FEATURES),
+}
+
+
+def head_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The head that a checkpoint's keys are of, a key of `HEADS`.
+
+    Raises:
+        ValueError: none of those.
+    """
+    prefixes = {key.partition(".")[0] for key in tensors}
+    if "cls_head" in prefixes or {"text_decoder", "text_encoder"} <= prefixes and "image_queue" not in prefixes:
+        raise ValueError("checkpoints of visual question answering and visual reasoning cannot be converted yet")
+    if "text_decoder" in prefixes:
+        return "pretraining" if "image_queue" in prefixes else "captioning"
+    if "text_encoder" in prefixes:
+        return "retrieval" if "image_queue" in prefixes else "matching" if "itm_head" in prefixes else "features"
+    raise ValueError(
+        "the checkpoint has neither text_encoder.* nor text_decoder.*, so it is no head of BLIP; its image tower "
+        "alone: --part vision, or convert_vision()"
+    )
 
 
 def convert(
@@ -41,8 +92,8 @@ def convert(
     vocab: str | Path | None = None,
     output: str | Path | None = None,
     verify: bool = False,
-) -> BlipForConditionalGeneration:
-    """A captioner from a checkpoint of the original release (captioning or pretraining) or of transformers.
+) -> PreTrainedModel:
+    """The head that a checkpoint of the original release (or of LAVIS, or of transformers) is of.
 
     Args:
         checkpoint: a file, a folder, a state dict, or a transformers model.
@@ -54,14 +105,15 @@ def convert(
         verify: run the model once and refuse outputs that are not finite.
 
     Returns:
-        the model, in evaluation mode and the checkpoint's dtype. A release's searches with beams as the release does
+        the model, in evaluation mode and the checkpoint's dtype. A pretraining checkpoint's is saved so that every
+        other head loads from its folder. A release's captioner searches with beams as the release does
         (`config.release_beam_search`).
 
     Raises:
         FileNotFoundError, FileExistsError: `checkpoint` or `vocab` is not there; `output` is, and not empty.
         ValueError: the checkpoint is unreadable, unsafe, not BLIP, or does not fit (`KeyMismatch` lists the keys).
     """
-    return _converted("captioner", checkpoint, variant, config, image_size, vocab, output, verify).model
+    return _converted("model", checkpoint, variant, config, image_size, vocab, output, verify).model
 
 
 def convert_vision(
@@ -77,29 +129,39 @@ def convert_vision(
     return _converted("vision", checkpoint, variant, config, image_size, None, output, verify).model
 
 
-def to_transformers(model: BlipForConditionalGeneration) -> transformers.BlipForConditionalGeneration:
-    """The same captioner as transformers' own class, in the same dtype.
+def to_transformers(model: PreTrainedModel) -> transformers.PreTrainedModel:
+    """The same captioner or retrieval model as transformers' own class, in the same dtype.
 
     Raises:
-        ValueError: the model's image tower has no place there.
+        ValueError: the head, or its image tower, has no place there.
     """
-    theirs = transformers.BlipForConditionalGeneration(blip_rules.in_tree_config(model.config))
+    config = blip_rules.in_tree_config(model.config)
+    if isinstance(model, BlipForImageTextRetrieval):
+        theirs = transformers.BlipForImageTextRetrieval(config)
+        kept = {name: value for name, value in model.state_dict().items() if not name.startswith(_TRAINING_ONLY)}
+        folder.fill(theirs, invert(blip_rules.IN_TREE_MATCHING), kept)
+        return theirs.eval()
+    if not isinstance(model, BlipForConditionalGeneration):
+        raise ValueError(
+            f"transformers has no class for {type(model).__name__}: convert a captioner or retrieval model"
+        )
+    theirs = transformers.BlipForConditionalGeneration(config)
     folder.fill(theirs, invert(blip_rules.IN_TREE_CAPTIONER), model.state_dict())
     for part in (theirs, theirs.text_decoder):  # the first is saved, the second is what its generate() asks
         folder.carry_generation(model.generation_config.to_diff_dict(), part)
     return theirs.eval()
 
 
-def to_release_keys(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A captioner's tensors (weights, gradients) under the keys of the original release."""
-    return apply(invert(blip_rules.RELEASE_CAPTIONER), tensors).tensors
+def to_release_keys(tensors: Mapping[str, torch.Tensor], head: str = "captioning") -> dict[str, torch.Tensor]:
+    """A head's tensors (weights, gradients) under the keys of the original release; what that stores twice, once."""
+    return apply(invert(HEADS[head].release), tensors).tensors
 
 
 def _converted(part, checkpoint, variant, config, image_size, vocab, output, verify) -> Conversion:
     if output is not None:
         folder.check_output(output)
     source = command.open_source(checkpoint)
-    build = _captioner if part == "captioner" else _vision
+    build = _vision if part == "vision" else _head
     conversion = build(source, variant, config, image_size, vocab)
     conversion.model.eval()
     if verify:
@@ -128,25 +190,26 @@ def _is_release(source: Checkpoint) -> bool:
     return False
 
 
-def _captioner(source: Checkpoint, variant, config, image_size, vocab) -> Conversion:
+def _head(source: Checkpoint, variant, config, image_size, vocab) -> Conversion:
     released, words = _is_release(source), None
-    if not any(key.startswith("text_decoder.") for key in source.tensors):
-        raise ValueError(
-            "the checkpoint has no text_decoder.*, so it is no captioner; its image tower alone: --part vision, or "
-            "convert_vision()"
-        )
+    name = head_of(source.tensors)
+    head = HEADS[name]
     if released:
         words = _words(vocab, source.folder)
-        fields = blip_rules.release_fields(source.tensors, words)
-        rules = blip_rules.release_captioner_rules(source.tensors)
+        fields, rules = blip_rules.release_fields(source.tensors, words, head.text), head.release
+    elif head.in_tree is None:
+        raise ValueError(f"transformers has no BLIP for {name}: these keys are of something else")
     else:
-        fields, rules = blip_rules.in_tree_fields(source.config), blip_rules.IN_TREE_CAPTIONER
-    model = BlipForConditionalGeneration(_config(fields, variant, config, image_size))
+        fields, rules = blip_rules.in_tree_fields(source.config), head.in_tree
+        if name == "matching":
+            fields["momentum"] = None
+    model = head.cls(_config(fields, variant, config, image_size))
     dropped = folder.fill(model, rules, source.tensors)
     if released:
         processor = None if words is None else release_processor(words, model.config)
     else:
-        folder.carry_generation(source.generation or {}, model)
+        if head.cls.can_generate():
+            folder.carry_generation(source.generation or {}, model)
         processor = carried_processor(source.folder, model.config)
     return Conversion(model, processor, dropped)
 
@@ -174,7 +237,12 @@ def _config(fields: dict[str, Any], variant: str | None, config: ConfigLike, ima
 
 @torch.no_grad()
 def _verify(model: PreTrainedModel) -> None:
-    outputs = model(command.random_pixels(getattr(model.config, "vision_config", model.config), model.dtype))
+    pixels = command.random_pixels(getattr(model.config, "vision_config", model.config), model.dtype)
+    if isinstance(model, FusionPreTrainedModel) and not model.can_generate():
+        ids = torch.full((len(pixels), 4), model.config.enc_token_id)
+        folder.require_finite("states", model(pixels, ids).last_hidden_state)
+        return
+    outputs = model(pixels)
     if isinstance(model, BlipForConditionalGeneration):
         folder.require_finite("logits", outputs.logits)
     else:
@@ -182,10 +250,12 @@ def _verify(model: PreTrainedModel) -> None:
 
 
 def _opened(path: Path) -> Conversion | None:
-    """A captioner and its processor from an hfvlm folder; None if `path` is something else."""
+    """A model and its processor from an hfvlm folder; None if `path` is something else."""
     if command.model_type_of(path) != BlipConfig.model_type:
         return None
-    model = BlipForConditionalGeneration.from_pretrained(path).eval()
+    named = BlipConfig.from_pretrained(path).architectures or []
+    retrieval = BlipForImageTextRetrieval.__name__ in named
+    model = (BlipForImageTextRetrieval if retrieval else BlipForConditionalGeneration).from_pretrained(path).eval()
     processor = BlipProcessor.from_pretrained(path) if (path / "tokenizer.json").is_file() else None
     return Conversion(model, processor, {})
 
@@ -199,10 +269,10 @@ def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = command.argument_parser(__doc__, VARIANTS, "BlipConfig")
     parser.add_argument("--vocab", type=Path, help="the release's vocab.txt; default: the one beside the checkpoint")
-    parser.add_argument("--part", choices=("captioner", "vision"), default="captioner", help="what to convert")
+    parser.add_argument("--part", choices=("model", "vision"), default="model", help="all, or the image tower")
     args = parser.parse_args(argv)
     if args.to == "transformers" and args.part == "vision":
-        parser.error("--to transformers writes a captioner: leave --part out")
+        parser.error("--to transformers writes a whole model: leave --part out")
 
     def convert_to(output: Path | None) -> Conversion:
         wishes = (args.variant, args.config, args.image_size, args.vocab)
@@ -211,7 +281,7 @@ def main(argv: list[str] | None = None) -> int:
     def notes(conversion: Conversion) -> Iterator[str]:
         if args.to == "transformers" and conversion.model.config.release_beam_search:
             yield "release_beam_search is not carried over: transformers' own beam search can give other captions"
-        if conversion.processor is None and args.part == "captioner":
+        if conversion.processor is None and args.part == "model":
             yield "no processor written: give --vocab, or a folder with a tokenizer"
 
     return command.run("convert_blip", args, convert_to, _opened, _in_tree, wishes=("vocab",), notes=notes)

@@ -1,9 +1,9 @@
 """Key rules: a table that says where each tensor of a checkpoint goes, read forwards or backwards.
 
-A table is a sequence of `Rename`, `Fuse`, `Split`, `Drop` and `Fresh`; the first rule that matches a key takes it.
-Patterns are keys with fields: `{i}` stands for one part between dots, `{*rest}` for any number of parts. Nothing is
-lenient: a key that no rule takes, a model's key that no rule fills, a wrong shape, or two copies of one tensor that
-differ are collected into one `KeyMismatch`.
+A table is a sequence of `Rename`, `Fuse`, `Split`, `Transpose`, `Drop`, `Twin` and `Fresh`; the first rule that
+matches a key takes it. Patterns are keys with fields: `{i}` stands for one part between dots, `{*rest}` for any number
+of parts. Nothing is lenient: a key that no rule takes, a model's key that no rule fills, a wrong shape, or two copies
+of one tensor that differ are collected into one `KeyMismatch`.
 """
 
 import functools
@@ -147,6 +147,52 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Twin:
+    """A source key that holds the same tensor as another one, which is taken: they must be equal.
+
+    Args:
+        of: the other key; its fields are those of `source`.
+    """
+
+    source: str
+    of: str
+    targets = ()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    def inverse(self) -> "Fresh":
+        return Fresh(self.source, "a copy")
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """A matrix stored the other way round."""
+
+    source: str
+    target: str
+    fit = None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return (self.target,)
+
+    def inverse(self) -> "Transpose":
+        return Transpose(self.target, self.source)
+
+    def convert(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [tensors[0].t().contiguous()]
+
+    def source_shapes(self, shapes: list[torch.Size]) -> list[torch.Size]:
+        return [shapes[0][::-1]]
+
+
+@dataclass(frozen=True)
 class Fresh:
     """A model's key that the source does not have, and why that is right; the model keeps what it was made with."""
 
@@ -162,7 +208,7 @@ class Fresh:
         return Drop(self.target, self.reason)
 
 
-Rule = Rename | Fuse | Split | Drop | Fresh
+Rule = Rename | Fuse | Split | Transpose | Drop | Twin | Fresh
 
 
 @dataclass(eq=False)
@@ -233,6 +279,13 @@ def apply(
             errors.extra.append(key)
         elif isinstance(rule, Drop):
             converted.dropped[key] = rule.reason
+        elif isinstance(rule, Twin):
+            other = _fill(rule.of, fields)
+            if other not in tensors:
+                errors.missing.append(other)
+            elif not _equal(tensor, tensors[other]):
+                errors.unequal.append((other, key))
+            converted.dropped[key] = "stored twice"
         else:
             groups.setdefault((number, tuple(sorted(fields.items()))), {})[key] = tensor
 

@@ -88,6 +88,8 @@ class FusionForImageTextRetrieval(MomentumTeacherMixin, FusionPreTrainedModel):
     negatives_by = "teacher"
     #: added to each negative's probability
     negative_offset = 0.0
+    #: whether a pair's score, when the nearest are judged again, is the judgement plus the similarity
+    rerank_adds_similarity = False
     #: kept within these at every training step; None: not at all
     temperature_range: tuple[float, float] | None = (0.001, 0.5)
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import golden_blip
+import golden_blip_pairs
 import golden_clip
 import golden_losses
 import golden_moco
@@ -18,6 +19,11 @@ FOLDER = Path(os.environ.get("HFVLM_GOLDENS") or Path(__file__).parent / "golden
 #: How a case is compared, by what its name starts with (the longest match counts).
 COMPARISONS = {
     "blip_caption": golden_blip.caption,
+    "blip_feature_extractor": golden_blip_pairs.features,
+    "blip_itm": golden_blip_pairs.itm,
+    "blip_pretrain": golden_blip_pairs.pretraining,
+    "blip_retrieval": golden_blip_pairs.retrieval,
+    "lavis_blip_feature_extractor": golden_blip_pairs.lavis_features,
     "blip_pos_interp": golden_blip.pos_interp,
     "moco": golden_moco.pretraining,
     "open_clip": golden_clip.open_clip,

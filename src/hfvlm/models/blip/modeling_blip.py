@@ -37,6 +37,7 @@ class BlipPreTrainedModel(FusionPreTrainedModel):
 
     config_class = BlipConfig
     base_model_prefix = "blip"
+    rerank_adds_similarity = True
 
     def matching_ids(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         if attention_mask is None or attention_mask.ndim != 2:

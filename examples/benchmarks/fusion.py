@@ -1,0 +1,178 @@
+"""Training steps and re-ranking of ALBEF and BLIP against loops that repeat images for their texts.
+
+    python examples/benchmarks/fusion.py step --architecture blip            # BLIP-base pretraining, random weights
+    python examples/benchmarks/fusion.py step --architecture albef --batch 4 --dtype bf16
+    python examples/benchmarks/fusion.py rerank --images 8 --texts 512       # of 1,000 and 5,000: a sample of queries
+    python examples/benchmarks/fusion.py rerank --model FOLDER --images 1000 --texts 5000
+
+`fusion_reference.py` has the other side: plain attention, an image's tokens copied for each of its texts, every pass
+by itself. Both sides have the same weights and inputs, and give the same numbers before they are timed; they alternate
+in one process, so that a machine whose speed drifts slows both, and ratios are of medians. A step is the forward and
+the backward pass and the teacher's move. Peak memory is what a fresh process with one side alone adds.
+"""
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import fusion_reference as reference
+import torch
+from timing import alternate
+
+import hfvlm
+from hfvlm.losses import matching
+
+
+ALPHA = 0.4
+IMAGE_SIZE = {"albef": 256, "blip": 224}
+
+
+def build(architecture: str, size: str, **fields) -> torch.nn.Module:
+    """A pretraining head with random weights and no dropout, so that both sides give the same."""
+    torch.manual_seed(0)
+    config_class = {"albef": "AlbefConfig", "blip": "BlipConfig"}[architecture]
+    text = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    fields = {"vision_config": {"image_size": IMAGE_SIZE[architecture]}, "text_config": text, **fields}
+    config = getattr(hfvlm, config_class).variant(size, **fields)
+    head = {"albef": "AlbefForPreTraining", "blip": "BlipForPreTraining"}[architecture]
+    return getattr(hfvlm, head)(config)
+
+
+def batch_of(model, rows: int, longest: int) -> dict[str, torch.Tensor]:
+    """Random pixels, and texts of 8 words to the longest."""
+    vision, text = model.config.vision_config, model.config.text_config
+    generator = torch.Generator().manual_seed(0)
+    size = (rows, 3, vision.image_size, vision.image_size)
+    ids = torch.randint(1000, text.vocab_size - 2, (rows, longest), generator=generator)
+    lengths = torch.linspace(min(8, longest), longest, rows).long()
+    mask = (torch.arange(longest) < lengths[:, None]).long()
+    ids[:, 0] = 101
+    return {
+        "pixel_values": torch.randn(size, generator=generator),
+        "input_ids": ids * mask,
+        "attention_mask": mask,
+    }
+
+
+def step_sides(args) -> dict[str, Callable[[], torch.Tensor]]:
+    """A training step of each side; they return the loss."""
+    matching.draw = likeliest = lambda weights: weights.argmax(dim=-1)
+    model = build(args.architecture, args.size).train()
+    batch = batch_of(model, args.batch, args.length)
+    extra = ()
+    if args.architecture == "albef":
+        from hfvlm.models.albef import pretraining_albef
+
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        chosen = (torch.rand(ids.shape, generator=torch.Generator().manual_seed(1)) < 0.15) & (mask == 1)
+        chosen[:, 0] = False
+        extra = ids.masked_fill(chosen, 103), ids.masked_fill(~chosen, -100)
+        pretraining_albef.mask_tokens = lambda *_, **__: extra
+
+    def autocast():
+        return torch.autocast("cpu", torch.bfloat16) if args.dtype == "bf16" else contextlib.nullcontext()
+
+    def ours() -> torch.Tensor:
+        model.zero_grad()
+        with autocast():
+            loss = model(**batch, alpha=ALPHA).loss
+        loss.backward()
+        return loss.detach()
+
+    step = {"albef": reference.albef_step, "blip": reference.blip_step}[args.architecture]
+
+    def theirs() -> torch.Tensor:
+        model.zero_grad()
+        with autocast():
+            loss = step(model, *batch.values(), *extra, ALPHA, likeliest)
+        loss.backward()
+        return loss.detach()
+
+    return {"reference": theirs, "hfvlm": ours}
+
+
+def rerank_sides(args) -> dict[str, Callable[[], torch.Tensor]]:
+    """Re-ranking of each side; they return the scores of the images' texts."""
+    from hfvlm.reranking import rerank_scores
+
+    if args.model:
+        model = hfvlm.AutoModelForImageTextRetrieval.from_pretrained(args.model)
+    else:
+        model = build(args.architecture, args.size, momentum=None)
+    model.eval()
+    vision, text = model.config.vision_config, model.config.text_config
+    generator = torch.Generator().manual_seed(0)
+    tokens = (vision.image_size // getattr(vision, "patch_size", 32)) ** 2 + int(hasattr(vision, "patch_size"))
+    images = torch.randn(args.images, tokens, vision.hidden_size, generator=generator)
+    ids = torch.randint(10, text.vocab_size - 2, (args.texts, args.length), generator=generator)
+    mask = torch.ones_like(ids)
+    similarity = torch.randn(args.images, args.texts, generator=generator).div(4).tanh()
+    adds = getattr(model, "rerank_adds_similarity", False)
+    k = min(args.k, args.texts, args.images) if args.images < args.k else args.k
+
+    def ours() -> torch.Tensor:
+        return rerank_scores(model, images, ids, mask, similarity, k)[0]
+
+    def theirs() -> torch.Tensor:
+        return reference.rerank(model, images, ids, mask, similarity, k, adds)[0]
+
+    return {"reference": theirs, "hfvlm": ours}
+
+
+SIDES = {"step": step_sides, "rerank": rerank_sides}
+
+
+def gib(name: str) -> float:
+    """A field of this process's status, in GiB."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 2**20
+
+
+def memory_of(side: str) -> float:
+    """GiB that one side alone adds in a fresh process."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--alone", side]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    return float(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=SIDES)
+    parser.add_argument("--architecture", choices=("albef", "blip"), default="blip")
+    parser.add_argument("--size", default="base")
+    parser.add_argument("--model", type=Path, help="re-ranking: a model's folder instead of random weights")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of a step, by autocast")
+    parser.add_argument("--batch", type=int, default=4, help="pairs of a step")
+    parser.add_argument("--length", type=int, default=20, help="tokens of the longest text")
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--texts", type=int, default=512)
+    parser.add_argument("--k", type=int, default=128, help="how many are re-ranked")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--alone", choices=("reference", "hfvlm"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    sides = SIDES[args.what](args)
+    if args.alone:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building the model
+        before = gib("VmRSS")
+        sides[args.alone]()
+        print(gib("VmHWM") - before)
+        return
+    theirs, ours = (sides[side]() for side in ("reference", "hfvlm"))
+    tolerance = {"rtol": 1e-3, "atol": 1e-3} if args.dtype == "fp32" else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(ours, theirs, **tolerance)
+    seconds = alternate(sides, args.rounds)
+    memory = {side: memory_of(side) for side in sides}
+    for side in sides:
+        print(f"{side:10} {seconds[side]:8.2f} s   {memory[side]:6.2f} GiB added")
+    print(
+        f"speed ratio {seconds['reference'] / seconds['hfvlm']:.2f}, "
+        f"memory ratio {memory['hfvlm'] / memory['reference']:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
