@@ -84,7 +84,7 @@ def test_published_sizes_need_no_config():
 def test_heads_that_cannot_be_told_are_asked_for(release):
     with pytest.raises(ValueError, match="vision tower's heads cannot be told from its width 40"):
         convert(release)
-    with pytest.raises(ValueError, match="text decoder's heads.*num_attention_heads"):
+    with pytest.raises(ValueError, match="text tower's heads.*num_attention_heads"):
         convert(release, config={"vision_config": {"num_attention_heads": 4}})
 
 
@@ -126,20 +126,71 @@ def test_copies_that_differ_are_an_error(release):
         convert(release, config=HEADS)
 
 
-def test_a_pretraining_checkpoint_gives_its_captioner(model, release):
-    momentum = {key.replace("visual_encoder", "visual_encoder_m"): release[key] for key in release if "visual" in key}
-    others = ("text_encoder.x", "text_encoder_m.y", "vision_proj.weight", "vision_proj_m.weight", "text_proj.bias")
-    others = {key: torch.zeros(1) for key in (*others, "itm_head.weight", "temp", "text_queue", "queue_ptr")}
-    assert_same_weights(convert({**release, **momentum, **others, "image_queue": torch.zeros(1)}, config=HEADS), model)
-    with pytest.raises(KeyMismatch, match="text_encoder.x"):  # question answering: its decoder reads the question
+def pretraining_release(model) -> dict[str, torch.Tensor]:
+    """As the original stores it: the decoder's copy of all but the self-attention, and two pointers in one."""
+    release = to_release_keys(model.state_dict(), "pretraining")
+    for key in [key for key in release if key.startswith("text_encoder.") and ".attention." not in key]:
+        release["text_decoder.bert." + key.removeprefix("text_encoder.")] = release[key].clone()
+    return release
+
+
+def test_a_pretraining_checkpoint_gives_every_head(tmp_path):
+    model = tiny_model("blip", "AutoModelForPreTraining")
+    release = pretraining_release(model)
+    converted = convert(release, config=HEADS, output=tmp_path / "blip", verify=True)
+    assert type(converted) is hfvlm.BlipForPreTraining
+    assert_same_weights(converted, model)
+    assert (converted.config.projection_dim, converted.config.queue_size) == (32, 16)
+    own = converted.state_dict()
+    for head in ("BlipForConditionalGeneration", "BlipForImageTextRetrieval", "BlipModel"):
+        cls = getattr(hfvlm, head)
+        loaded, info = cls.from_pretrained(tmp_path / "blip", output_loading_info=True)
+        assert not info["missing_keys"], head
+        assert all(torch.equal(value, own[name]) for name, value in loaded.state_dict().items()), head
+    key = "text_decoder.bert.encoder.layer.0.output.dense.bias"
+    with pytest.raises(KeyMismatch, match=f"copies that must be equal.*{key}".replace(".*", "[\\s\\S]*")):
+        convert({**release, key: release[key] + 1}, config=HEADS)
+    with pytest.raises(KeyMismatch, match="text_encoder.x"):
         convert({**release, "text_encoder.x": torch.zeros(1)}, config=HEADS)
+
+
+@pytest.mark.parametrize("head", ["retrieval", "matching"])
+def test_retrieval_checkpoints_with_their_queue_or_without(head, tmp_path):
+    model = tiny_model("blip", "AutoModelForImageTextRetrieval", **({} if head == "retrieval" else {"momentum": None}))
+    converted = convert(to_release_keys(model.state_dict(), head), config=HEADS, verify=True)
+    own = dict(model.state_dict())
+    own["temp"] = own["temp"] if head == "retrieval" else converted.temp
+    assert all(torch.equal(value, own[name]) for name, value in converted.state_dict().items())
+    assert (converted.config.momentum is None) == (head == "matching")
+
+
+def test_retrieval_in_transformers_format_both_ways(tmp_path):
+    model = tiny_model("blip", "AutoModelForImageTextRetrieval", momentum=None)
+    theirs = to_transformers(model)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = convert(tmp_path / "theirs", config=HEADS)
+    assert_same_weights(ours, model)
+    batch = {
+        "pixel_values": torch.randn(2, 3, 32, 32),
+        "input_ids": torch.randint(6, 60, (2, 9)),
+        "attention_mask": torch.ones(2, 9, dtype=torch.long),
+    }
+    outputs = ours(**batch)
+    similarity = theirs(**batch, use_itm_head=False).itm_score
+    torch.testing.assert_close(outputs.logits_per_image, similarity, rtol=1e-5, atol=1e-5)
+    tokens = outputs.vision_model_output.last_hidden_state
+    states = ours.text_model(
+        batch["input_ids"], attention_mask=batch["attention_mask"], encoder_hidden_states=tokens
+    ).last_hidden_state
+    torch.testing.assert_close(ours.itm_head(states[:, 0]), theirs(**batch).itm_score, rtol=1e-5, atol=1e-5)
 
 
 def test_the_image_tower_of_any_head(model, release, tmp_path):
     retrieval = {key: value for key, value in release.items() if key.startswith("visual_encoder.")}
     retrieval |= {key: torch.zeros(1) for key in ("text_encoder.embeddings.x", "itm_head.bias", "vision_proj.weight")}
-    with pytest.raises(ValueError, match="no text_decoder.*--part vision"):
-        convert(retrieval, config=HEADS)
+    alone = {key: value for key, value in retrieval.items() if key.startswith("visual_encoder.")}
+    with pytest.raises(ValueError, match="neither text_encoder.*--part vision"):
+        convert(alone, config=HEADS)
     tower = convert_vision(retrieval, config=HEADS, output=tmp_path / "tower", verify=True)
     assert_same_weights(tower, model.vision_model)
     assert_same_weights(VitTower.from_pretrained(tmp_path / "tower"), tower)
