@@ -105,6 +105,7 @@ def tiny_clip_tokenizer(size: int = 64) -> CLIPTokenizer:
 TOKENIZERS = {"hfvlm_bert_tower": tiny_tokenizer, "hfvlm_clip_text_tower": tiny_clip_tokenizer}
 #: stock image processor by architecture; CLIP's where none is named
 IMAGE_PROCESSORS = {
+    "hfvlm_albef": "BlipImageProcessorPil",
     "hfvlm_align": "EfficientNetImageProcessorPil",
     "hfvlm_blip": "BlipImageProcessorPil",
     "hfvlm_vit": "ViTImageProcessorPil",

@@ -13,6 +13,10 @@ from hfvlm.version import __version__
 
 if TYPE_CHECKING:  # what __getattr__ imports
     from hfvlm.auto import AutoModelForImageEncoding, AutoModelForImageTextRetrieval
+    from hfvlm.models.albef.configuration_albef import AlbefConfig
+    from hfvlm.models.albef.modeling_albef import AlbefModel
+    from hfvlm.models.albef.pretraining_albef import AlbefForImageTextRetrieval, AlbefForPreTraining
+    from hfvlm.models.albef.processing_albef import AlbefProcessor
     from hfvlm.models.align.configuration_align import AlignConfig
     from hfvlm.models.align.modeling_align import AlignModel, AlignTextModel, AlignVisionModel
     from hfvlm.models.align.processing_align import AlignProcessor
@@ -65,6 +69,11 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "AlbefConfig",
+    "AlbefForImageTextRetrieval",
+    "AlbefForPreTraining",
+    "AlbefModel",
+    "AlbefProcessor",
     "AlignConfig",
     "AlignModel",
     "AlignProcessor",

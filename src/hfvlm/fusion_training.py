@@ -63,10 +63,12 @@ class MoreRows:
 
     Args:
         input_ids: `[rows, length]`.
+        labels: `[rows, length]`, what is learned of them; -100: nothing.
         causal: they are read causally.
     """
 
     input_ids: torch.Tensor
+    labels: torch.Tensor
     causal: bool = False
 
 
@@ -251,8 +253,9 @@ class FusionForImageTextRetrieval(MomentumTeacherMixin, FusionPreTrainedModel):
             weights = self._contrast(outputs, step, row_ids)
         else:
             weights = self._contrast_with_teacher(outputs, step, row_ids, pixels, resize)
-        outputs.loss_itm, more = self._match(outputs, step, *weights)
-        for name, loss in self._language(step, more).items():
+        more = self._more_rows(step)
+        outputs.loss_itm, states = self._match(outputs, step, more, *weights)
+        for name, loss in ({} if more is None else self._language(step, more, states)).items():
             outputs[name] = loss
         parts = (outputs.loss_itc, outputs.loss_itm, outputs.loss_mlm, outputs.loss_lm)
         outputs.loss = sum(part for part in parts if part is not None)
@@ -335,9 +338,14 @@ class FusionForImageTextRetrieval(MomentumTeacherMixin, FusionPreTrainedModel):
         )
 
     def _match(
-        self, outputs: FusionOutput, step: Step, image_weights: torch.Tensor, text_weights: torch.Tensor
+        self,
+        outputs: FusionOutput,
+        step: Step,
+        more: MoreRows | None,
+        image_weights: torch.Tensor,
+        text_weights: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The matching loss, and the states `[rows, length, hidden_size]` of `_more_rows`, read in the same pass."""
+        """The matching loss, and the states `[rows, length, hidden_size]` of `more`, read in the same pass."""
         negative_images = choose_negatives(image_weights, self.training)
         negative_texts = None if negative_images is None else choose_negatives(text_weights, self.training)
         rows = len(step.input_ids)
@@ -363,7 +371,6 @@ class FusionForImageTextRetrieval(MomentumTeacherMixin, FusionPreTrainedModel):
             index += [all_of_row[negative_images], of_row]
             parts += [texts, all_texts[negative_texts]]
             masks += [mask, all_mask[negative_texts]]
-        more = self._more_rows(step)
         causal = 0
         if more is not None:
             lacking = texts.shape[1] - more.input_ids.shape[1]
@@ -409,6 +416,6 @@ class FusionForImageTextRetrieval(MomentumTeacherMixin, FusionPreTrainedModel):
         """What a pretraining head reads in the same pass."""
         return None
 
-    def _language(self, step: Step, states: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    def _language(self, step: Step, more: MoreRows, states: torch.Tensor) -> dict[str, torch.Tensor]:
         """The losses of `_more_rows`, by name."""
-        return {}
+        raise NotImplementedError

@@ -68,6 +68,11 @@ class TwoTowerProcessor(VlmProcessor):
         """A text as the tokenizer should see it."""
         return text
 
+    def ids(self, texts: list[str], limit: int | None) -> list[list[int]]:
+        """Each text's ids, cut to `limit` if there is one."""
+        cut = {"verbose": False} if limit is None else {"truncation": True, "max_length": limit}
+        return self.tokenizer(texts, padding=False, **cut)["input_ids"]
+
     @property
     def padding_id(self) -> int:
         """The id that fills up shorter texts."""
@@ -93,8 +98,7 @@ class TwoTowerProcessor(VlmProcessor):
             raise TypeError(f"text must be a string or a list of strings, got {type(odd[0]).__name__}")
         if not texts:
             raise ValueError("text is an empty list: give at least one text, or leave it out")
-        cut = {"truncation": True, "max_length": limit} if truncation else {"verbose": False}
-        rows = self.tokenizer([self.clean(one) for one in texts], padding=False, **cut)["input_ids"]
+        rows = self.ids([self.clean(one) for one in texts], limit if truncation else None)
         longest = max(map(len, rows))
         if longest > limit:
             place = next(i for i, row in enumerate(rows) if len(row) == longest)

@@ -188,7 +188,8 @@ def test_half_precision_is_finite_and_close(head, dtype, tolerance):
     for name, value in full.items():
         if value.is_floating_point():
             assert half[name].isfinite().all(), name
-            assert (half[name].float() - value).norm() < tolerance * value.norm(), name
+            scale = max(value.norm(), 0.1 * value.numel() ** 0.5)  # cosines near 0 are differences of larger numbers
+            assert (half[name].float() - value).norm() < tolerance * scale, name
 
 
 @every_head

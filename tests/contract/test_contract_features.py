@@ -67,6 +67,8 @@ def test_what_the_towers_record_comes_out_of_the_head_and_has_its_shape(head):
             values = getattr(recorded, field, None)
             if field == "attentions" and getattr(tower, "direction", None) == "both":
                 count //= 2  # a row is read in one direction
+            if field != "cross_attentions" and getattr(tower.config, "fusion_layer", 0):
+                count = tower.config.fusion_layer  # first read alone, by the layers below
             if field == "cross_attentions" and not values:  # the text was read without the image
                 count = 0
             if count == 0:

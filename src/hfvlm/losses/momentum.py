@@ -26,7 +26,8 @@ def start_teacher(student: nn.Module, teacher: nn.Module) -> None:
     """Gives a teacher the student's weights, but for those that were loaded."""
     source = dict(student.state_dict())
     for name, copy in teacher.state_dict(keep_vars=True).items():
-        init.copy_(copy, source[name])
+        if not source[name].is_meta:  # a tied weight that is filled in once all are loaded
+            init.copy_(copy, source[name])
 
 
 class MomentumUpdater:
@@ -64,8 +65,10 @@ class MomentumUpdater:
             differ = sorted(theirs.keys() - ours.keys()) or [n for n in theirs if ours[n].shape != theirs[n].shape]
             if differ:
                 raise ValueError(f"student and teacher must have the same parameters, they differ in {differ[0]}")
-            students += (ours[name] for name in theirs)
-            teachers += theirs.values()
+            moved = {id(weights) for weights in teachers}  # tied weights move once
+            own = [name for name in theirs if id(theirs[name]) not in moved]
+            students += (ours[name] for name in own)
+            teachers += (theirs[name] for name in own)
         for dtype in {weights.dtype for weights in teachers if weights.dtype.itemsize < 4}:
             # a weight moves only if the student's differs by more than eps / (2 * step) of it: 1/16 at 8 * eps
             if 0.0 < 1.0 - momentum < 8 * torch.finfo(dtype).eps:

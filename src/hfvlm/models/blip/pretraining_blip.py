@@ -51,12 +51,13 @@ class BlipForPreTraining(BlipPreTrainedModel, FusionForImageTextRetrieval):
 
     def _more_rows(self, step: Step) -> MoreRows:
         first = step.attention_mask.int().argmax(dim=-1, keepdim=True)
-        return MoreRows(step.input_ids.scatter(1, first, self.config.text_config.bos_token_id), causal=True)
+        ids = step.input_ids.scatter(1, first, self.config.text_config.bos_token_id)
+        return MoreRows(ids, ids.masked_fill(step.attention_mask == 0, -100), causal=True)
 
-    def _language(self, step: Step, states: torch.Tensor) -> dict[str, torch.Tensor]:
-        learned = (step.attention_mask[:, 1:] * step.attention_mask[:, :-1]).bool()
+    def _language(self, step: Step, more: MoreRows, states: torch.Tensor) -> dict[str, torch.Tensor]:
+        learned = more.labels[:, 1:] != -100
+        targets = more.labels[:, 1:][learned]
         logits = self.lm_head(states[:, :-1][learned])  # the words of nothing else
-        targets = step.input_ids[:, 1:][learned]
         count = shared_count(len(targets), targets.device) if step.across else len(targets)
         loss = nn.functional.cross_entropy(
             logits.float(), targets, label_smoothing=self.config.label_smoothing, reduction="sum"

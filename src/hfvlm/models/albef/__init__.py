@@ -1,0 +1,16 @@
+"""ALBEF: Align before Fuse, https://arxiv.org/abs/2107.07651."""
+
+from hfvlm.registry import register
+
+
+register(
+    model_type="hfvlm_albef",
+    title="ALBEF",
+    config=f"{__name__}.configuration_albef:AlbefConfig",
+    processor=f"{__name__}.processing_albef:AlbefProcessor",
+    heads={
+        "AutoModel": f"{__name__}.modeling_albef:AlbefModel",
+        "AutoModelForPreTraining": f"{__name__}.pretraining_albef:AlbefForPreTraining",
+        "AutoModelForImageTextRetrieval": f"{__name__}.pretraining_albef:AlbefForImageTextRetrieval",
+    },
+)
