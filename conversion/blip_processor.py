@@ -27,6 +27,14 @@ def read_vocab(path: Path) -> dict[str, int]:
     return words
 
 
+def vocabulary_of(vocab: str | Path | None, beside: Path | None) -> dict[str, int] | None:
+    """The vocabulary that is named, or the `vocab.txt` beside the checkpoint; None if there is none."""
+    if vocab is not None:
+        return read_vocab(Path(vocab))
+    found = beside is not None and (beside / "vocab.txt").is_file()
+    return read_vocab(beside / "vocab.txt") if found else None
+
+
 def release_processor(words: dict[str, int], config: BlipConfig) -> BlipProcessor:
     """The original's: its BERT vocabulary with [DEC] and [ENC] appended, squared images, its prompt.
 

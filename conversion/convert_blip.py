@@ -19,7 +19,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from hfvlm.conversion import blip_rules, command, folder
-from hfvlm.conversion.blip_processor import carried_processor, in_tree_processor, read_vocab, release_processor
+from hfvlm.conversion.blip_processor import carried_processor, in_tree_processor, release_processor, vocabulary_of
 from hfvlm.conversion.checkpoint import Checkpoint
 from hfvlm.conversion.command import ConfigLike, Conversion, Source
 from hfvlm.conversion.rules import Rule, apply, invert
@@ -195,7 +195,7 @@ def _head(source: Checkpoint, variant, config, image_size, vocab) -> Conversion:
     name = head_of(source.tensors)
     head = HEADS[name]
     if released:
-        words = _words(vocab, source.folder)
+        words = vocabulary_of(vocab, source.folder)
         fields, rules = blip_rules.release_fields(source.tensors, words, head.text), head.release
     elif head.in_tree is None:
         raise ValueError(f"transformers has no BLIP for {name}: these keys are of something else")
@@ -222,13 +222,6 @@ def _vision(source: Checkpoint, variant, config, image_size, vocab) -> Conversio
     fields = {"vision_config": fields["vision_config"]}  # the text tower may be any head's
     tower = VitTower(_config(fields, variant, config, image_size).vision_config)
     return Conversion(tower, None, folder.fill(tower, rules, source.tensors))
-
-
-def _words(vocab: str | Path | None, beside: Path | None) -> dict[str, int] | None:
-    if vocab is not None:
-        return read_vocab(Path(vocab))
-    found = beside is not None and (beside / "vocab.txt").is_file()
-    return read_vocab(beside / "vocab.txt") if found else None
 
 
 def _config(fields: dict[str, Any], variant: str | None, config: ConfigLike, image_size: int | None) -> BlipConfig:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hfvlm.conversion.rules import Drop, Fresh, Fuse, KeyMismatch, Rename, Split, apply, invert
+from hfvlm.conversion.rules import Drop, Fresh, Fuse, KeyMismatch, Rename, Split, Transpose, Twin, apply, invert
 
 
 RULES = (
@@ -123,3 +123,15 @@ def test_fit_is_asked_only_where_the_shape_differs():
 def test_long_lists_are_cut_in_the_message_only():
     error = mismatch({**source(), **{f"stranger{i}": torch.zeros(1) for i in range(80)}})
     assert len(error.extra) == 80 and "... and 30 more" in str(error)
+
+
+def test_a_twin_must_be_equal_and_a_matrix_can_be_turned():
+    rules = (Rename("one", "ours"), Twin("other.{p}", "one"), Transpose("table", "rows"))
+    tensors = {"one": torch.ones(2), "other.copy": torch.ones(2), "table": torch.randn(2, 3)}
+    converted, dropped = apply(rules, tensors, {"ours": torch.Size([2]), "rows": torch.Size([3, 2])})
+    assert torch.equal(converted["rows"], tensors["table"].t()) and dropped == {"other.copy": "stored twice"}
+    assert torch.equal(apply(invert(rules), converted).tensors["table"], tensors["table"])
+    with pytest.raises(KeyMismatch, match="one, other.copy"):
+        apply(rules, {**tensors, "other.copy": torch.zeros(2)})
+    with pytest.raises(KeyMismatch, match="1 missing keys:\n  one"):
+        apply(rules[1:], {"other.copy": torch.ones(2)})

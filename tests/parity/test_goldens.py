@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import golden_albef
 import golden_blip
 import golden_blip_pairs
 import golden_clip
@@ -18,11 +19,14 @@ FOLDER = Path(os.environ.get("HFVLM_GOLDENS") or Path(__file__).parent / "golden
 
 #: How a case is compared, by what its name starts with (the longest match counts).
 COMPARISONS = {
+    "albef_pretrain": golden_albef.pretraining,
+    "albef_retrieval": golden_albef.retrieval,
     "blip_caption": golden_blip.caption,
     "blip_feature_extractor": golden_blip_pairs.features,
     "blip_itm": golden_blip_pairs.itm,
     "blip_pretrain": golden_blip_pairs.pretraining,
     "blip_retrieval": golden_blip_pairs.retrieval,
+    "lavis_albef_feature_extractor": golden_albef.lavis_features,
     "lavis_blip_feature_extractor": golden_blip_pairs.lavis_features,
     "blip_pos_interp": golden_blip.pos_interp,
     "moco": golden_moco.pretraining,
@@ -35,7 +39,14 @@ COMPARISONS = {
 #: What the cases of a name need: an architecture, one of its classes (`Class`, `Class.method`), or a function
 #: ("module:name").
 NEEDS = {
-    "albef": "albef",
+    "albef_from_pretrain": "AlbefForVisualQuestionAnswering",
+    "albef_nlvr": "AlbefForVisualReasoning",
+    "albef_pos_interp": "AlbefForImageClassification",
+    "albef_pretrain": "AlbefForPreTraining",
+    "albef_pretrain_nlvr": "AlbefForTextAssignment",
+    "albef_retrieval": "AlbefForImageTextRetrieval",
+    "albef_ve": "AlbefForImageClassification",
+    "albef_vqa": "AlbefForVisualQuestionAnswering",
     "alpro": "alpro",
     "blip": "blip",
     "blip_feature_extractor": "BlipModel.extract_features",
@@ -44,7 +55,7 @@ NEEDS = {
     "blip_pretrain": "BlipForPreTraining",
     "blip_retrieval": "BlipForImageTextRetrieval",
     "blip_vqa": "BlipForVisualQuestionAnswering",
-    "lavis_albef": "albef",
+    "lavis_albef": "AlbefModel.extract_features",
     "lavis_blip2": "blip2",
     "lavis_blip_feature_extractor": "BlipModel.extract_features",
     "lavis_pos_embed_resize": "blip2",

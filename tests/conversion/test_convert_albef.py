@@ -1,0 +1,72 @@
+"""ALBEF's releases: every key is used or dropped with a reason, sizes are read off, bad input is named."""
+
+import pytest
+import torch
+from tiny import WORDS, tiny_model
+
+import hfvlm
+from hfvlm.conversion.convert_albef import convert, main, to_release_keys
+from hfvlm.conversion.rules import KeyMismatch
+
+
+HEADS = {
+    "vision_config": {"num_attention_heads": 4},
+    "text_config": {"num_attention_heads": 4},
+    "mask_token_id": 4,
+}
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def release(head: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    auto = {"pretraining": "AutoModelForPreTraining", "retrieval": "AutoModelForImageTextRetrieval"}[head]
+    model = tiny_model("albef", auto)
+    return model, to_release_keys(model.state_dict(), head)
+
+
+def write_vocab(path) -> None:
+    words = [*SPECIAL, *WORDS]
+    words += [f"word{i}" for i in range(64 - len(words))]
+    path.write_text("\n".join(words[:64]))
+
+
+@pytest.mark.parametrize("head", ["pretraining", "retrieval"])
+def test_a_release_comes_back_whole(head, tmp_path):
+    model, tensors = release(head)
+    torch.save({"model": tensors}, tmp_path / "albef.pth")
+    write_vocab(tmp_path / "vocab.txt")
+    converted = convert(tmp_path / "albef.pth", config=HEADS, output=tmp_path / "out", verify=True)
+    assert type(converted) is type(model)
+    own = dict(model.state_dict())
+    if head == "pretraining":  # the release does not store whose the queued rows are
+        own["image_queue.ids"] = torch.full_like(own["image_queue.ids"], -100)
+    assert all(torch.equal(value, own[name]) for name, value in converted.state_dict().items())
+    config = converted.config
+    assert (config.text_config.fusion_layer, config.text_config.num_hidden_layers) == (2, 4)
+    assert (config.projection_dim, config.queue_size, config.mask_token_id) == (32, 16, 4)
+    processor = hfvlm.AlbefProcessor.from_pretrained(tmp_path / "out")
+    batch = processor(text=["a dog", "the cat sits"])
+    assert batch["input_ids"][0, 0] == 2 and 3 not in batch["input_ids"]
+    loaded = hfvlm.AlbefModel.from_pretrained(tmp_path / "out")
+    assert torch.equal(loaded.text_proj.weight, model.text_proj.weight)
+
+
+def test_another_image_size_resizes_both_position_tables():
+    _, tensors = release("pretraining")
+    converted = convert(tensors, config=HEADS, image_size=48)
+    assert converted.vision_model.position_embedding.shape == (1, 37, 40)
+    assert converted.teacher_vision_model.position_embedding.shape == (1, 37, 40)
+
+
+def test_what_does_not_fit_is_named(tmp_path, capsys):
+    _, tensors = release("retrieval")
+    with pytest.raises(ValueError, match="vision tower's heads cannot be told"):
+        convert(tensors, config={"mask_token_id": 4})
+    with pytest.raises(ValueError, match="not an ALBEF checkpoint.*found layer.weight"):
+        convert({"layer.weight": torch.zeros(1)})
+    with pytest.raises(KeyMismatch, match="visual_encoder.head.weight"):
+        convert({**tensors, "visual_encoder.head.weight": torch.zeros(1)}, config=HEADS)
+    (tmp_path / "vocab.txt").write_text("\n".join(SPECIAL))
+    with pytest.raises(ValueError, match="the vocabulary has 5 words, the checkpoint 64"):
+        convert(tensors, config=HEADS, vocab=tmp_path / "vocab.txt")
+    assert main(["--checkpoint", str(tmp_path / "none.pth"), "--output", str(tmp_path / "out")]) == 1
+    assert "convert_albef: error:" in capsys.readouterr().err and not (tmp_path / "out").exists()
