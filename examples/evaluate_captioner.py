@@ -2,8 +2,8 @@
 
     python examples/evaluate_captioner.py --data flickr8k --model captioner --split test --beams 5
 
-Words are those of `hfvlm.evaluation.words` (as the COCO caption evaluation's, no Java needed); all five references of a
-photo count. `hfvlm evaluate captioning` does the same from the command line, with the model's own generation settings.
+Words are those of `hfvlm.evaluation.words` (as the COCO caption evaluation's, no Java needed); all five references of
+a photo count. `hfvlm evaluate captioning` scores a model with its own settings for generation.
 """
 
 import argparse

@@ -6,8 +6,9 @@ from typing import Any
 
 
 def read_questions(path: str | Path, split: str | None = None) -> list[dict[str, Any]]:
-    """Reads `vqa.jsonl`: a line a question, `{"image": relative path, "question": ..., "split": ...}` with `"answer"`, a
-    string, or `"answers"`, a list of them (one each person).
+    """Reads `vqa.jsonl`: a line a question, `{"image": relative path, "question": ..., "split": ...}`.
+
+    With them comes an `"answer"`, a string, or `"answers"`, a list of what each of several people answered.
 
     Returns:
         the rows of `split` (all if None): `image` resolved against the file's folder, and `answers`, always a list.

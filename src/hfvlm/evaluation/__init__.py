@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from hfvlm.evaluation.metric import Metric
+    from hfvlm.evaluation.base import Metric
 
 
 #: name of a metric -> its class

@@ -2,7 +2,7 @@
 
 import evaluate
 
-from hfvlm.evaluation.metric import STRINGS, Metric
+from hfvlm.evaluation.base import STRINGS, Metric
 from hfvlm.evaluation.words import words
 
 

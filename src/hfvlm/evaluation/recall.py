@@ -7,7 +7,7 @@ import evaluate
 import torch
 from datasets import Features, List, Value
 
-from hfvlm.evaluation.metric import Metric
+from hfvlm.evaluation.base import Metric
 from hfvlm.evaluation.retrieval import recall_at
 
 

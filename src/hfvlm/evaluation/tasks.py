@@ -13,6 +13,25 @@ from hfvlm.evaluation.retrieval import recall_of_embeddings
 #: is told how many rows are done, of how many
 Progress = Callable[[int, int], None]
 
+#: task -> the metrics that it is scored with, beside recall
+METRICS_OF = {"captioning": ("bleu", "rouge_l", "cider"), "vqa": ("vqa_accuracy",)}
+
+
+def check(task: str, rows: Sequence[dict[str, Any]]) -> None:
+    """What can be said before there is a model.
+
+    Args:
+        task: "captioning", "retrieval" or "vqa".
+        rows: as its evaluator takes them.
+
+    Raises:
+        ImportError: the packages are missing that the task's metrics are made of.
+        ValueError: no rows, or one that the task cannot be scored with.
+    """
+    for name in METRICS_OF.get(task, ()):
+        metric(name)
+    _references(rows, "answers" if task == "vqa" else "captions")
+
 
 def evaluate_captioning(
     pipe: Any, rows: Sequence[dict[str, Any]], batch_size: int = 8, progress: Progress | None = None, **options: Any
@@ -29,7 +48,7 @@ def evaluate_captioning(
         ImageError: an image that cannot be used, by name.
         ValueError: no rows, or one without captions.
     """
-    references = [_texts(row, "captions", number) for number, row in enumerate(_some(rows))]
+    references = _references(rows, "captions")
     captions = []
     outputs = pipe((str(row["image"]) for row in rows), batch_size=batch_size, **options)
     for output in outputs:
@@ -45,7 +64,7 @@ def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]])
         ValueError: as the metrics do.
     """
     scores = {}
-    for name in ("bleu", "rouge_l", "cider"):
+    for name in METRICS_OF["captioning"]:
         scores.update(metric(name).compute(predictions=captions, references=references))
     return scores
 
@@ -67,7 +86,7 @@ def evaluate_retrieval(
         ImageError: an image that cannot be used, by name.
         ValueError: no rows, or one without captions.
     """
-    captions = [_texts(row, "captions", number) for number, row in enumerate(_some(rows))]
+    captions = _references(rows, "captions")
     texts = [caption for own in captions for caption in own]
     total, sides = len(rows) + len(texts), []
     for done, batches in (
@@ -99,7 +118,7 @@ def evaluate_vqa(
         ImageError: an image that cannot be used, by name.
         ValueError: no rows, one without answers, or a question that the pipeline left without one.
     """
-    references = [_texts(row, "answers", number) for number, row in enumerate(_some(rows))]
+    references = _references(rows, "answers")
     answers = []
     for start in range(0, len(rows), batch_size):
         batch = [{"image": str(row["image"]), "question": row["question"]} for row in rows[start : start + batch_size]]
@@ -112,17 +131,15 @@ def evaluate_vqa(
     return metric("vqa_accuracy").compute(predictions=answers, references=references)
 
 
-def _some(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+def _references(rows: Sequence[dict[str, Any]], name: str) -> list[list[str]]:
+    """The column of what is right."""
     if not len(rows):
         raise ValueError("rows is empty: there is nothing to evaluate")
-    return rows
-
-
-def _texts(row: dict[str, Any], name: str, number: int) -> list[str]:
-    texts = row.get(name)
-    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"rows[{number}] ({row.get('image')}) needs {name!r}, a list of at least one string")
-    return list(texts)
+    for number, row in enumerate(rows):
+        texts = row.get(name)
+        if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"rows[{number}] ({row.get('image')}) needs {name!r}, a list of at least one string")
+    return [list(row[name]) for row in rows]
 
 
 def _tell(progress: Progress | None, done: int, total: int) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import evaluate
 
-from hfvlm.evaluation.metric import STRINGS, Metric
+from hfvlm.evaluation.base import STRINGS, Metric
 
 
 _NUMBERS = "none zero one two three four five six seven eight nine ten".split()
