@@ -1,4 +1,4 @@
-"""Trains the built-in model: a BLIP that captions, searches and matches, from a trained captioner.
+"""Trains a small BLIP that captions, searches and matches, from a trained captioner, by all three objectives.
 
     python examples/train_blip.py --data flickr8k --captioner captioner --minilm minilm-folder --output blip
 
@@ -7,13 +7,11 @@ The captioner is that of `train_captioner.py`; MiniLM's weights, which words new
 """
 
 import argparse
-import random
 from pathlib import Path
 
 import torch
 import yaml
 from safetensors.torch import load_file
-from self_critical import CaptionReward, SelfCriticalTrainer
 from torch.utils.data import Dataset
 from train_captioner import SPECIAL, CachedMaps, CachedTower, cache_maps, load_rows, save, train, vocabulary
 from transformers import BertTokenizer
@@ -23,8 +21,7 @@ from hfvlm import BlipConfig, BlipForConditionalGeneration, BlipForPreTraining, 
 
 def build_processor(captioner: BlipProcessor, rows: list[dict], minilm: Path, min_count: int):
     """The captioner's processor with more words and [ENC]; each word's id in MiniLM's vocabulary."""
-    special = [*SPECIAL, "[ENC]"]
-    tokens, old = vocabulary(rows, minilm, min_count, [token for token in special if token != "[ENC]"])
+    tokens, old = vocabulary(rows, minilm, min_count, SPECIAL)
     tokens, old = [*tokens, "[ENC]"], [*old, old[tokens.index("[CLS]")]]
     tokenizer = BertTokenizer(
         vocab={token: i for i, token in enumerate(tokens)},
@@ -61,7 +58,6 @@ def build_model(captioner, old_processor, processor, old_ids, minilm: Path, spec
     state["lm_head.decoder.bias"] = bias
     model.load_state_dict({**model.state_dict(), **state})
     model._start_teacher()
-    model.generation_config = captioner.generation_config
     return model
 
 
@@ -113,43 +109,6 @@ class PairCollator:
         }
 
 
-def as_captioner(model: BlipForPreTraining) -> BlipForConditionalGeneration:
-    """A captioner of the same towers and head: what trains one trains the other."""
-    config = BlipConfig.from_dict(model.config.to_dict())
-    captioner = BlipForConditionalGeneration(config)
-    captioner.vision_model, captioner.lm_head = model.vision_model, model.lm_head
-    captioner.text_model = _Causal(model.text_model)
-    captioner.generation_config = model.generation_config
-    return captioner
-
-
-class _Causal(torch.nn.Module):
-    """A tower of both directions, all of whose rows are read causally."""
-
-    def __init__(self, tower):
-        super().__init__()
-        self.tower, self.config = tower, tower.config
-
-    def forward(self, input_ids, **kwargs):
-        return self.tower(input_ids=input_ids, causal_rows=len(input_ids), **kwargs)
-
-
-class JointTrainer(SelfCriticalTrainer):
-    """The reward of the model's own captions in place of language modelling, beside contrast and matching."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.captioner = as_captioner(self.model)
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        index = inputs["image_ids"]
-        outputs = model(**inputs)
-        self.captioner.train()
-        loss = super().compute_loss(self.captioner, {"pixel_values": inputs["pixel_values"], "index": index})
-        loss = loss + outputs.loss_itc + outputs.loss_itm
-        return (loss, outputs) if return_outputs else loss
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with captions.jsonl and images/")
@@ -161,7 +120,6 @@ def main() -> None:
     recipe = yaml.safe_load(args.recipe.read_text())
     args.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    random.seed(0)
 
     spec, max_length = recipe["vocabulary"], recipe["vocabulary"]["max_length"]
     rows, held_out = (load_rows(args.data, split, spec["max_words"]) for split in ("train", "val"))
@@ -186,28 +144,18 @@ def main() -> None:
     evaluation: Dataset = PairMaps(held_out_maps, held_out, [], 0.0)
     collator = PairCollator(processor, max_length)
     train(model, dataset, evaluation, collator, stage, args.output / "objectives")
-    write(model, whole, processor, args.output / "stage1")
-
-    end = processor.tokenizer.sep_token_id
-    references = [
-        [[*processor.tokenizer(caption, add_special_tokens=False)["input_ids"], end] for caption in row["captions"]]
-        for row in rows
-    ]
-    stage = recipe["stages"]["reward"]
-    reward = {"reward": CaptionReward(references, stage["precision_weight"]), "samples": stage["samples"]}
-    train(model, dataset, None, collator, stage, args.output / "reward", JointTrainer, **reward)
-    write(model, whole, processor, args.output / "model")
+    write(model, whole, processor, captioner.generation_config, args.output / "model")
 
 
-def write(model: BlipForPreTraining, tower: torch.nn.Module, processor: BlipProcessor, folder: Path) -> None:
-    """The model without its teacher and queue, which only training needs."""
+def write(model: BlipForPreTraining, tower: torch.nn.Module, processor, generation, folder: Path) -> None:
+    """The model without its teacher and queue, which only training needs, and how its captioner generates."""
     config = BlipConfig.from_dict({**model.config.to_dict(), "momentum": None})
     plain = BlipForPreTraining(config)
     state = model.state_dict()
     state.update({f"vision_model.{name}": value for name, value in tower.state_dict().items()})
     plain.load_state_dict({name: state[name] for name in plain.state_dict()})
-    plain.generation_config = model.generation_config
     save(plain, processor, folder)
+    generation.save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -123,14 +123,16 @@ def start_text(tower: nn.Module, weights: dict[str, torch.Tensor], layers: list[
     )
     embeddings.position.weight.copy_(positions[: len(embeddings.position.weight)])
     embeddings.norm.load_state_dict({k: weights[f"embeddings.LayerNorm.{k}"] for k in ("weight", "bias")})
+    own = "causal_attention" if tower.direction == "causal" else "attention"
     for layer, index in zip(tower.layers, layers, strict=True):
+        attention, norm = getattr(layer, own), getattr(layer, f"{own}_norm")
         for part in ("weight", "bias"):
             prefix = f"encoder.layer.{index}."
             qkv = [weights[f"{prefix}attention.self.{name}.{part}"] for name in ("query", "key", "value")]
-            getattr(layer.attention.qkv, part).copy_(torch.cat(qkv))
+            getattr(attention.qkv, part).copy_(torch.cat(qkv))
             for module, name in (
-                (layer.attention.proj, "attention.output.dense"),
-                (layer.attention_norm, "attention.output.LayerNorm"),
+                (attention.proj, "attention.output.dense"),
+                (norm, "attention.output.LayerNorm"),
                 (layer.mlp.fc1, "intermediate.dense"),
                 (layer.mlp.fc2, "output.dense"),
                 (layer.mlp_norm, "output.LayerNorm"),

@@ -17,7 +17,9 @@ from hfvlm.registry import ARCHITECTURES
 
 #: architectures with two towers; "stock" is transformers' own CLIP
 TWO_TOWERS = [
-    row.model_type for row in ARCHITECTURES.values() if "AutoModelForZeroShotImageClassification" in row.heads
+    row.model_type
+    for row in ARCHITECTURES.values()
+    if "AutoModelForZeroShotImageClassification" in row.heads and "AutoModelForImageTextRetrieval" not in row.heads
 ]
 
 TEXTS = ["a dog", "two cats on the beach", "a", "the man plays with a red ball " * 5]
@@ -63,6 +65,21 @@ def test_stock_pipelines_agree(model_type, images, tmp_path):
     extract = pipeline("image-feature-extraction", model=str(tmp_path))
     pooled = torch.nn.functional.normalize(torch.tensor(extract(images[0], pool=True)), dim=-1)
     torch.testing.assert_close(pooled, classify.embedder.images(images[:1]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["hfvlm_albef", "hfvlm_blip"])
+def test_a_fusion_models_retrieval_head_embeds_too(model_type, images):
+    """Its texts are read whole, and similarities are divided by its temperature."""
+    model, processor = tiny_model(model_type, "AutoModelForImageTextRetrieval"), tiny_processor(model_type)
+    embed = Embedder(model, processor, batch_size=3)
+    tokens = embed.tokens(TEXTS)
+    assert (tokens["input_ids"][:, 0] == processor.tokenizer.cls_token_id).all()
+    with torch.no_grad():
+        outputs = model(processor(images=images)["pixel_values"], **tokens)
+    image_embeds, text_embeds = embed.images(images), embed.texts(TEXTS)
+    torch.testing.assert_close(image_embeds @ text_embeds.t(), outputs.logits_per_image, atol=1e-5, rtol=1e-4)
+    logits = outputs.logits_per_image / model.config.initial_temperature
+    torch.testing.assert_close(embed.logits(image_embeds, text_embeds), logits, atol=1e-4, rtol=1e-4)
 
 
 def test_half_precision_gives_float32_vectors_of_length_one(two_towers, images):

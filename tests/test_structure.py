@@ -23,7 +23,7 @@ CONVERSION = sorted((ROOT / "conversion").rglob("*.py"))
 LEVELS = [
     {"nn", "encoders", "losses", "modeling", "generation", "beam_search", "processing", "saving", "outputs"}
     | {"images", "registry", "version", "two_tower", "two_tower_config", "two_tower_processing"}
-    | {"fusion", "fusion_config", "fusion_training", "momentum_teacher"}
+    | {"fusion", "fusion_config", "fusion_training", "momentum_teacher", "reranking"}
     | {"pixels", "nearest", "embedder"},
     {"models"},
     {"pipelines", "data", "training", "evaluation", "export", "hub", "conversion", "builtin", "auto"},
@@ -49,6 +49,7 @@ GROUND = {
     "two_tower_config": {"encoders"},
     "two_tower_processing": {"processing"},
     "momentum_teacher": {"losses"},
+    "reranking": set(),
     "fusion_config": {"encoders", "losses"},
     "fusion": {"fusion_config", "encoders", "modeling", "nn", "outputs"},
     "fusion_training": {"fusion", "fusion_config", "momentum_teacher", "encoders", "losses", "nn", "outputs"},

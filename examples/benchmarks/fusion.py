@@ -112,13 +112,12 @@ def rerank_sides(args) -> dict[str, Callable[[], torch.Tensor]]:
     mask = torch.ones_like(ids)
     similarity = torch.randn(args.images, args.texts, generator=generator).div(4).tanh()
     adds = getattr(model, "rerank_adds_similarity", False)
-    k = min(args.k, args.texts, args.images) if args.images < args.k else args.k
 
     def ours() -> torch.Tensor:
-        return rerank_scores(model, images, ids, mask, similarity, k)[0]
+        return rerank_scores(model, images, ids, mask, similarity, args.k)[0]
 
     def theirs() -> torch.Tensor:
-        return reference.rerank(model, images, ids, mask, similarity, k, adds)[0]
+        return reference.rerank(model, images, ids, mask, similarity, args.k, adds)[0]
 
     return {"reference": theirs, "hfvlm": ours}
 

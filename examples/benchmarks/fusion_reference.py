@@ -182,9 +182,10 @@ def rerank(model, tokens, ids, mask, similarity, k: int, adds_similarity: bool) 
     scores = [torch.full_like(similarity, -100.0), torch.full_like(similarity.t(), -100.0)]
     for table, near, of_image in ((scores[0], similarity, True), (scores[1], similarity.t(), False)):
         for row in range(len(near)):
-            best, index = near[row].topk(k)
-            memory = tokens[row][None].repeat(k, 1, 1) if of_image else tokens[index]
-            which = index if of_image else torch.full((k,), row)
+            best, index = near[row].topk(min(k, near.shape[1]))
+            count = len(index)
+            memory = tokens[row][None].repeat(count, 1, 1) if of_image else tokens[index]
+            which = index if of_image else torch.full((count,), row)
             fused = read(text, states[which], mask[which], memory, layers=(first, None))[:, 0]
             logits = dense(model.itm_head, fused)[:, 1]
             table[row, index] = logits + best if adds_similarity else logits

@@ -168,6 +168,18 @@ def test_captioner(data, weights, example, tmp_path):
     example("caption_sheet", data / "test0.png", "--model", tmp_path / "packed", "--output", tmp_path / "sheet.png")
     assert Image.open(tmp_path / "sheet.png").height > 300  # the photo and a caption below
 
+    stage = {**STAGE, "views": 1}
+    fields = {"projection_dim": 16, "queue_size": 16}
+    shorter = short_recipe(
+        "flickr8k_blip", tmp_path, model=fields, stages={"objectives": stage}, vocabulary={"min_count": 1}
+    )
+    minilm = weights[weights.index("--minilm") :][:2]
+    blip = ["--data", data, "--captioner", tmp_path / "out" / "model", *minilm, "--recipe", shorter]
+    example("train_blip", *blip, "--output", tmp_path / "blip")
+    example("evaluate_retrieval", "--data", data, "--model", tmp_path / "blip" / "model", "--rerank", 2)
+    written = BlipForConditionalGeneration.from_pretrained(tmp_path / "blip" / "model")
+    assert written.generation_config.num_beams == 3
+
     example("train_captioner", *options)  # has nothing left to do, also where a stage stopped early
     again = BlipForConditionalGeneration.from_pretrained(tmp_path / "out" / "model").state_dict()
     for name, value in captioner.state_dict().items():

@@ -70,7 +70,7 @@ def look(folder: Path, photo: Path) -> dict:
             "modules": [type(part).__module__ for part in (config, processor, model, features, pipe)],
             "inputs": dict(inputs),
             "logits": model(**inputs).logits,
-            "features": features(**inputs).last_hidden_state,
+            "features": features(inputs["pixel_values"]).last_hidden_state,
             "ids": model.generate(**inputs, num_beams=2, max_new_tokens=6),
             "caption": pipe(str(photo), max_new_tokens=6)[0]["generated_text"],
         }

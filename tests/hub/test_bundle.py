@@ -23,7 +23,7 @@ import hfvlm
 from hfvlm.encoders.configuration import VitTowerConfig
 from hfvlm.encoders.vit import VitTower
 from hfvlm.hub.bundle import BundleError, flatten
-from hfvlm.registry import ARCHITECTURES, find, load
+from hfvlm.registry import ARCHITECTURES, auto_class, find, load
 from hfvlm.saving import MANIFEST, edit_json
 
 
@@ -267,7 +267,7 @@ def test_auto_classes_take_hfvlms_own_code_where_it_is_imported(saved, tmp_path,
     assert type(processor) is load(find(MODEL_TYPE).processor) and processor.prompt == "a picture of "
     if not only_processor:
         for auto, path in find(MODEL_TYPE).heads.items():
-            model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=trust)
+            model = auto_class(auto).from_pretrained(folder, trust_remote_code=trust)
             assert type(model) is load(path)
 
 
@@ -305,7 +305,7 @@ def test_without_hfvlm_the_folder_gives_the_same_to_the_bit(clean, saved, photo,
         expected = {
             "inputs": dict(inputs),
             "logits": model(**inputs).logits,
-            "features": transformers.AutoModel.from_pretrained(saved).eval()(**inputs).last_hidden_state,
+            "features": transformers.AutoModel.from_pretrained(saved).eval()(inputs["pixel_values"]).last_hidden_state,
             "ids": model.generate(**inputs, num_beams=2, max_new_tokens=6),
             "caption": pipe(str(photo), max_new_tokens=6)[0]["generated_text"],
         }

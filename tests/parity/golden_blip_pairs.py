@@ -6,6 +6,7 @@ from golden_fusion import Recorder, check_gradients, check_teacher, tower_fields
 
 from hfvlm.conversion.convert_blip import convert, to_release_keys
 from hfvlm.fusion import first_tokens
+from hfvlm.reranking import rerank_scores
 
 
 def build(golden: Golden, **fields):
@@ -98,15 +99,10 @@ def evaluation(golden: Golden, model) -> None:
     golden.check("eval.itm_logits", logits)
     if "eval.text_ids" in golden.outputs:
         golden.check("eval.text_ids", model.matching_ids(*batch.values()))
-    scores = logits[..., 1] + (outputs.logits_per_image if model.rerank_adds_similarity else 0)
     for k in {name.split(".")[0].removeprefix("eval_k") for name in golden.outputs if name.startswith("eval_k")}:
-        for way, table, near in (
-            ("i2t", scores, outputs.logits_per_image),
-            ("t2i", scores.t(), outputs.logits_per_image.t()),
-        ):
-            best = near.topk(int(k), dim=1).indices
-            found = torch.full_like(table, -100.0).scatter(1, best, table.gather(1, best))
-            golden.check(f"eval_k{k}.score_matrix_{way}", found)
+        tables = rerank_scores(model, tokens, *batch.values(), outputs.logits_per_image, int(k))
+        for way, table in zip(("i2t", "t2i"), tables):
+            golden.check(f"eval_k{k}.score_matrix_{way}", table)
 
 
 def itm(golden: Golden, monkeypatch, tmp_path) -> None:

@@ -74,6 +74,12 @@ def test_task_is_inferred_from_the_architecture(folder):
     assert isinstance(pipeline(model=folder), ImageToTextPipeline)
 
 
+def test_a_head_with_several_tasks_wants_one_named(tmp_path):
+    model, processor = tiny_model("blip", "AutoModelForImageTextRetrieval"), tiny_processor("blip")
+    with pytest.raises(ValueError, match="several tasks, name one: image-text-matching, image-text-retrieval"):
+        pipeline(model=model, processor=processor)
+
+
 def test_builtin_model_is_the_default(folder, monkeypatch):
     monkeypatch.setattr(hfvlm.builtin, "builtin_model", lambda task: {"image-to-text": folder}[task])
     assert pipeline("image-to-text", device="cpu")(IMAGE) == pipeline("image-to-text", folder, device="cpu")(IMAGE)

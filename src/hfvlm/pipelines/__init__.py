@@ -41,7 +41,7 @@ def pipeline(
     ```
 
     Args:
-        task: left out, it is the only one that the model's architecture has.
+        task: left out, it is the only one that the model's head has.
         model: a folder, a name on the Hub, or a model (with `processor`). Left out: the built-in model,
             if the task has one.
         kwargs: for the pipeline, e.g. `batch_size`, `max_new_tokens`.
@@ -77,9 +77,12 @@ def _own_task(arguments: dict[str, Any], served: set[str]) -> tuple[Architecture
     if task is None:
         if row is None or not row.pipelines:
             return None
-        if len(row.pipelines) > 1:
-            raise ValueError(f"{row.title} has several tasks, name one: {', '.join(row.pipelines)}")
-        return row, next(iter(row.pipelines))
+        saved = {row.heads[auto].split(":")[1]: auto for _, auto in row.pipelines.values()}
+        autos = {saved.get(name) for name in fields.get("architectures") or ()} - {None}
+        tasks = [name for name, (_, auto) in row.pipelines.items() if auto in autos or len(row.pipelines) == 1]
+        if len(tasks) != 1:
+            raise ValueError(f"{row.title} has several tasks, name one: {', '.join(tasks or row.pipelines)}")
+        return row, tasks[0]
     if row is not None and task in row.pipelines:
         return row, task
     if task in get_supported_tasks() or task in (fields.get("custom_pipelines") or {}):
@@ -106,7 +109,8 @@ def _config_fields(arguments: dict[str, Any]) -> dict[str, Any]:
         return {}
     if not isinstance(source, (str, os.PathLike)):
         config = getattr(source, "config", source)
-        return {"model_type": config.model_type, "custom_pipelines": getattr(config, "custom_pipelines", None)}
+        fields = {name: getattr(config, name, None) for name in ("model_type", "custom_pipelines", "architectures")}
+        return fields if source is config else {**fields, "architectures": [type(source).__name__]}
     hub = {name: value for name, value in _hub_options(arguments).items() if name != "trust_remote_code"}
     try:
         fields = PreTrainedConfig.get_config_dict(source, **hub)[0]

@@ -12,5 +12,17 @@ register(
         "AutoModel": f"{__name__}.modeling_albef:AlbefModel",
         "AutoModelForPreTraining": f"{__name__}.pretraining_albef:AlbefForPreTraining",
         "AutoModelForImageTextRetrieval": f"{__name__}.pretraining_albef:AlbefForImageTextRetrieval",
+        # the same, by a class that transformers has: its pipelines can be asked for nothing else
+        "AutoModelForZeroShotImageClassification": f"{__name__}.pretraining_albef:AlbefForImageTextRetrieval",
+    },
+    pipelines={
+        "image-text-matching": (
+            "hfvlm.pipelines.image_text_matching:ImageTextMatchingPipeline",
+            "AutoModelForZeroShotImageClassification",
+        ),
+        "image-text-retrieval": (
+            "hfvlm.pipelines.image_text_retrieval:ImageTextRetrievalPipeline",
+            "AutoModelForZeroShotImageClassification",
+        ),
     },
 )

@@ -13,6 +13,18 @@ register(
         "AutoModelForImageTextToText": f"{__name__}.modeling_blip:BlipForConditionalGeneration",
         "AutoModelForPreTraining": f"{__name__}.pretraining_blip:BlipForPreTraining",
         "AutoModelForImageTextRetrieval": f"{__name__}.pretraining_blip:BlipForImageTextRetrieval",
+        # the same, by a class that transformers has: its pipelines can be asked for nothing else
+        "AutoModelForZeroShotImageClassification": f"{__name__}.pretraining_blip:BlipForImageTextRetrieval",
     },
-    pipelines={"image-to-text": ("hfvlm.pipelines.image_to_text:ImageToTextPipeline", "AutoModelForImageTextToText")},
+    pipelines={
+        "image-to-text": ("hfvlm.pipelines.image_to_text:ImageToTextPipeline", "AutoModelForImageTextToText"),
+        "image-text-matching": (
+            "hfvlm.pipelines.image_text_matching:ImageTextMatchingPipeline",
+            "AutoModelForZeroShotImageClassification",
+        ),
+        "image-text-retrieval": (
+            "hfvlm.pipelines.image_text_retrieval:ImageTextRetrievalPipeline",
+            "AutoModelForZeroShotImageClassification",
+        ),
+    },
 )

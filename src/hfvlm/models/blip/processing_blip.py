@@ -30,6 +30,7 @@ class BlipProcessor(VlmProcessor):
         max_length: int | None = None,
         padding: bool | str = True,
         truncation: bool | None = None,
+        task: str = "generate",
         return_tensors: str = "pt",
         **images_kwargs: Any,
     ) -> BatchFeature:
@@ -45,6 +46,8 @@ class BlipProcessor(VlmProcessor):
             truncation: of texts over the limit. None: captions are cut (their end token kept), prompts refused; True:
                 prompts to continue are cut, too; False: captions are refused, too. A prompt before captions is never
                 cut.
+            task: what `text` is for. "generate": prompts to continue, or before captions. "encode": texts to be read,
+                from [CLS] to [SEP], padded on the right; any number of them.
             images_kwargs: for the image processor (`size`, `do_resize`, ...).
 
         Returns:
@@ -64,6 +67,10 @@ class BlipProcessor(VlmProcessor):
             raise ValueError(f"padding must be True, False, 'longest' or 'max_length', got {padding!r}")
         if truncation not in (None, True, False):
             raise ValueError(f"truncation must be None, True or False, got {truncation!r}")
+        if task not in ("generate", "encode"):
+            raise ValueError(f"task must be 'generate' or 'encode', got {task!r}")
+        if task == "encode" and (text is None or suffix is not None):
+            raise ValueError("task='encode' takes text, and no suffix: there is nothing to continue")
         if images is None and text is None and suffix is None:
             raise ValueError("pass images, text or suffix")
         data = {}
@@ -71,7 +78,9 @@ class BlipProcessor(VlmProcessor):
             data.update(self.image_processor(images, return_tensors=return_tensors, **images_kwargs))
         count = len(data["pixel_values"]) if images is not None else None
         limit = min(max_length or self.tokenizer.model_max_length, self.tokenizer.model_max_length)
-        if suffix is not None:
+        if task == "encode":
+            data.update(self._encoder_texts(text, limit, padding, truncation))
+        elif suffix is not None:
             data.update(self._captions(suffix, text, count, limit, padding, truncation))
         elif text is not None or self.prompt:
             rows = self._prompt_ids(text, count, limit, cut=bool(truncation))
@@ -80,6 +89,21 @@ class BlipProcessor(VlmProcessor):
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def _encoder_texts(self, text, limit: int, padding: bool | str, truncation: bool | None) -> dict[str, list]:
+        """`[CLS]`, a text's ids, `[SEP]`; cut where they are too long unless truncation is False."""
+        texts = [text] if isinstance(text, str) else list(text)
+        for one in texts:
+            if not isinstance(one, str):
+                raise TypeError(f"text must be a string or a list of strings, got {type(one).__name__}")
+        if not texts:
+            raise ValueError("text is an empty list: give at least one text")
+        rows = [[self.tokenizer.cls_token_id, *self._ids(one)] for one in texts]
+        longest = max(map(len, rows)) + 1
+        if truncation is False and longest > limit:
+            raise ValueError(f"text makes {longest} tokens, {limit} are allowed: shorten it, or allow truncation")
+        rows = [row[: limit - 1] + [self.tokenizer.sep_token_id] for row in rows]
+        return self._padded(rows, "right", padding, limit)
 
     def _padded(self, rows: list[list[int]], side: str, padding: bool | str, limit: int) -> dict[str, list]:
         if padding is False and len({len(row) for row in rows}) > 1:
