@@ -13,6 +13,7 @@ from hfvlm.version import __version__
 
 if TYPE_CHECKING:  # what __getattr__ imports
     from hfvlm.auto import AutoModelForImageEncoding, AutoModelForImageTextRetrieval
+    from hfvlm.lavis import load_model, load_model_and_preprocess
     from hfvlm.models.albef.configuration_albef import AlbefConfig
     from hfvlm.models.albef.modeling_albef import AlbefModel
     from hfvlm.models.albef.pretraining_albef import AlbefForImageTextRetrieval, AlbefForPreTraining
@@ -45,6 +46,8 @@ if TYPE_CHECKING:  # what __getattr__ imports
 _PUBLIC = {
     "AutoModelForImageEncoding": "hfvlm.auto:AutoModelForImageEncoding",
     "AutoModelForImageTextRetrieval": "hfvlm.auto:AutoModelForImageTextRetrieval",
+    "load_model": "hfvlm.lavis:load_model",
+    "load_model_and_preprocess": "hfvlm.lavis:load_model_and_preprocess",
     "pipeline": "hfvlm.pipelines:pipeline",
 }
 
@@ -104,6 +107,8 @@ __all__ = [
     "VitModel",
     "VitProcessor",
     "__version__",
+    "load_model",
+    "load_model_and_preprocess",
     "pipeline",
     "register",
 ]
