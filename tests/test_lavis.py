@@ -210,6 +210,13 @@ def test_what_transformers_saved_is_read(folder, photos, tmp_path):
             torch.testing.assert_close(theirs(samples), ours(samples))
     with pytest.raises(ValueError, match="needs a BlipForImageTextRetrieval, .* is a BlipForConditionalGeneration"):
         hfvlm.load_model("blip_retrieval", "coco", checkpoint=tmp_path / "blip_caption")
+    theirs = to_transformers(tiny_model("blip", "AutoModelForImageTextToText"))
+    theirs.save_pretrained(tmp_path / "bare")
+    with pytest.raises(ValueError, match="bare has no tokenizer"):
+        hfvlm.load_model("blip_caption", "base_coco", checkpoint=tmp_path / "bare")
+    (tmp_path / "bare" / "config.json").write_text('{"model_type": "blip", "architectures": ["Blop"]}')
+    with pytest.raises(ValueError, match="is of Blop, which transformers does not have"):
+        hfvlm.load_model("blip_caption", "base_coco", checkpoint=tmp_path / "bare")
 
 
 def test_what_transformers_saved_of_clip_is_read(photos, tmp_path):

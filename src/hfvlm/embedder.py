@@ -108,8 +108,8 @@ class Embedder:
         return self.encode(**inputs)[0]
 
     @torch.inference_mode()
-    def encode(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `embed`, and the tokens `[n, tokens, width]` that the vectors were pooled from, where the model is."""
+    def encode(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `embed`, and the tokens `[n, tokens, width]` of the tower, where the model is; None if it gives none."""
         model = self.model
         features = model.get_image_features if "pixel_values" in inputs else model.get_text_features
         inputs = {
@@ -123,7 +123,7 @@ class Embedder:
                 f"{type(model).__name__} gives NaN or infinite features in {model.dtype}: its weights are broken, or "
                 "their numbers outgrow this precision; try float32 (--dtype fp32)"
             )
-        return embeds, outputs.last_hidden_state
+        return embeds, getattr(outputs, "last_hidden_state", None)
 
     @torch.inference_mode()
     def logits(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:

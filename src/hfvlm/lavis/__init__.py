@@ -39,7 +39,7 @@ def load_model(
     Args:
         name: of the model, e.g. "blip_caption"; a key of `hfvlm.lavis.table.MODELS`.
         model_type: which weights, e.g. "base_coco".
-        is_eval: in evaluation mode.
+        is_eval: in evaluation mode; LAVIS's own default is training.
         device: where it goes, in float32.
         checkpoint: a folder or Hub name to load instead, as hfvlm's or transformers' own classes save BLIP or CLIP.
 
@@ -107,11 +107,18 @@ def _load(entry: Entry, name: str, model_type: str, checkpoint: str | os.PathLik
 
 def _converted(source: str, kind: str, fields: dict[str, Any]) -> tuple[Any, Any]:
     """The head and the processor of what transformers' own class saved."""
-    theirs = getattr(transformers, fields["architectures"][0]).from_pretrained(source, dtype=torch.float32)
+    named = fields.get("architectures") or ["nothing"]
+    cls = getattr(transformers, named[0], None)
+    if cls is None:
+        raise ValueError(f"{source} says in config.json that it is of {named[0]}, which transformers does not have")
+    theirs = cls.from_pretrained(source, dtype=torch.float32)
     folder = Path(source)
     if not folder.is_dir():
         folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.txt"]))
-    return _CONVERTERS[kind](theirs, folder)
+    head, processor = _CONVERTERS[kind](theirs, folder)
+    if processor is None:
+        raise ValueError(f"{source} has no tokenizer: save the model's processor beside it")
+    return head, processor
 
 
 def _from_blip(theirs: Any, folder: Path) -> tuple[Any, Any]:

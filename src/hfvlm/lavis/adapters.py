@@ -67,7 +67,7 @@ class Captioner(LavisModel):
         head.config.release_beam_search = True
 
     def forward(self, samples: dict[str, Any]) -> Any:
-        """The loss (`loss`, `loss_lm`) of texts that start with the prompt: `txt_processors["train"]` puts it there."""
+        """The loss (`loss`, `loss_lm`) of texts that start with the prompt, as the train processor's do."""
         texts = self.texts(samples)
         ids, mask = texts["input_ids"], texts["attention_mask"]
         ids[:, 0] = self.tokenizer.bos_token_id
@@ -157,7 +157,7 @@ class Retriever(Matcher):
     """LAVIS's `blip_retrieval` and `albef_retrieval`: called with samples, they learn; matching is there as well."""
 
     def forward(self, samples: dict[str, Any], match_head: str | None = None) -> Any:
-        """The losses (`loss`, `loss_itc`, `loss_itm`).
+        """The losses (`loss`, `loss_itc`, `loss_itm`); weights that come without a teacher learn without one.
 
         Args:
             samples: "image", "text_input" (one an image), "image_id" `[images]`; "epoch", "iters" and
