@@ -27,7 +27,7 @@ LEVELS = [
     | {"pixels", "nearest", "embedder"},
     {"models"},
     {"pipelines", "data", "training", "evaluation", "export", "hub", "conversion", "builtin", "auto"},
-    {"serving", "cli"},
+    {"serving", "cli", "lavis"},
 ]
 #: on the ground floor, too, imports point one way; a room may import from itself
 GROUND = {

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what __getattr__ imports
         AutoModelForVisualEntailment,
         AutoModelForVisualReasoning,
     )
+    from hfvlm.lavis import load_model, load_model_and_preprocess
     from hfvlm.models.albef.classes_albef import AlbefForImageClassification, AlbefForVisualReasoning
     from hfvlm.models.albef.configuration_albef import AlbefConfig
     from hfvlm.models.albef.modeling_albef import AlbefModel
@@ -54,6 +55,8 @@ _PUBLIC = {
     "AutoModelForImageTextRetrieval": "hfvlm.auto:AutoModelForImageTextRetrieval",
     "AutoModelForVisualEntailment": "hfvlm.auto:AutoModelForVisualEntailment",
     "AutoModelForVisualReasoning": "hfvlm.auto:AutoModelForVisualReasoning",
+    "load_model": "hfvlm.lavis:load_model",
+    "load_model_and_preprocess": "hfvlm.lavis:load_model_and_preprocess",
     "pipeline": "hfvlm.pipelines:pipeline",
 }
 
@@ -119,6 +122,8 @@ __all__ = [
     "VitModel",
     "VitProcessor",
     "__version__",
+    "load_model",
+    "load_model_and_preprocess",
     "pipeline",
     "register",
 ]
