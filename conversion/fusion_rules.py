@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from hfvlm.conversion.rules import Fresh, Rename, Rule, Transpose
+from hfvlm.conversion.rules import Drop, Fresh, Rename, Rule, Transpose
 from hfvlm.conversion.towers import bert_rules, vit_rules
 
 
@@ -54,14 +54,22 @@ def queue_rules(pointer: str, with_ids: bool) -> tuple[Rule, ...]:
     )
 
 
+#: what a head that answers has no use for, in a pretraining checkpoint
+NOT_ANSWERING = tuple(
+    Drop(key, "not part of a head that answers")
+    for key in ("vision_proj.{p}", "text_proj.{p}", "vision_proj_m.{p}", "text_proj_m.{p}", "itm_head.{p}", "temp")
+    + ("image_queue", "text_queue", "queue_ptr")
+)
+
+
 def momentum_fields(tensors: Mapping[str, torch.Tensor]) -> dict[str, int | float | None]:
-    """Fields of a `FusionConfig` that a release's projections, queue and teacher tell; without a queue there is no
-    training to go on with, so no teacher is kept."""
+    """Fields of a `FusionConfig` that a release's projections, queue and teacher tell; without a queue, or a teacher
+    of answers, there is no training to go on with, so no teacher is kept."""
     fields: dict[str, int | float | None] = {}
     if "vision_proj.weight" in tensors:
         fields["projection_dim"] = tensors["vision_proj.weight"].shape[0]
     if "image_queue" in tensors:
         fields["queue_size"] = tensors["image_queue"].shape[1]
-    else:
+    elif not any(key.startswith("text_decoder_m.") for key in tensors):
         fields["momentum"] = None
     return fields

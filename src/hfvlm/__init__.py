@@ -13,6 +13,7 @@ from hfvlm.version import __version__
 
 if TYPE_CHECKING:  # what __getattr__ imports
     from hfvlm.auto import AutoModelForImageEncoding, AutoModelForImageTextRetrieval
+    from hfvlm.models.albef.answering_albef import AlbefForVisualQuestionAnswering
     from hfvlm.models.albef.configuration_albef import AlbefConfig
     from hfvlm.models.albef.modeling_albef import AlbefModel
     from hfvlm.models.albef.pretraining_albef import AlbefForImageTextRetrieval, AlbefForPreTraining
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # what __getattr__ imports
     from hfvlm.models.align.configuration_align import AlignConfig
     from hfvlm.models.align.modeling_align import AlignModel, AlignTextModel, AlignVisionModel
     from hfvlm.models.align.processing_align import AlignProcessor
+    from hfvlm.models.blip.answering_blip import BlipForVisualQuestionAnswering
     from hfvlm.models.blip.configuration_blip import BlipConfig
     from hfvlm.models.blip.modeling_blip import BlipForConditionalGeneration, BlipModel
     from hfvlm.models.blip.pretraining_blip import BlipForImageTextRetrieval, BlipForPreTraining
@@ -72,6 +74,7 @@ __all__ = [
     "AlbefConfig",
     "AlbefForImageTextRetrieval",
     "AlbefForPreTraining",
+    "AlbefForVisualQuestionAnswering",
     "AlbefModel",
     "AlbefProcessor",
     "AlignConfig",
@@ -85,6 +88,7 @@ __all__ = [
     "BlipForConditionalGeneration",
     "BlipForImageTextRetrieval",
     "BlipForPreTraining",
+    "BlipForVisualQuestionAnswering",
     "BlipModel",
     "BlipProcessor",
     "ClipConfig",

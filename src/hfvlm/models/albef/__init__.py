@@ -14,6 +14,7 @@ register(
         "AutoModelForImageTextRetrieval": f"{__name__}.pretraining_albef:AlbefForImageTextRetrieval",
         # the same, by a class that transformers has: its pipelines can be asked for nothing else
         "AutoModelForZeroShotImageClassification": f"{__name__}.pretraining_albef:AlbefForImageTextRetrieval",
+        "AutoModelForVisualQuestionAnswering": f"{__name__}.answering_albef:AlbefForVisualQuestionAnswering",
     },
     pipelines={
         "image-text-matching": (

@@ -9,8 +9,10 @@ from hfvlm.models.albef.configuration_albef import AlbefConfig
 
 
 #: what a pretraining folder holds beside retrieval, and beside features
-NOT_MATCHING = (r"^lm_head\.", r"^teacher_", r"^(image|text)_queue\.")
+NOT_MATCHING = (r"^text_decoder\.", r"^lm_head\.", r"^teacher_", r"^(image|text)_queue\.")
 NOT_FEATURES = (*NOT_MATCHING, r"^itm_head\.", r"^temp$")
+#: and beside a head that answers
+NOT_ANSWERING = (*NOT_FEATURES[1:], r"^vision_proj\.", r"^text_proj\.")
 
 
 class AlbefPreTrainedModel(FusionPreTrainedModel):
