@@ -55,6 +55,11 @@ class FusionForVisualQuestionAnswering(AnswerRankingMixin, QuestionGenerationMix
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.lm_head.decoder = value
 
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As stock, the words of both text towers."""
+        self.text_model.resize_token_embeddings(*args, **kwargs)
+        return super().resize_token_embeddings(*args, **kwargs)
+
     @staticmethod
     def _require_question(pixel_values: torch.Tensor | None, input_ids: torch.Tensor | None) -> None:
         given = {"pixel_values": pixel_values, "input_ids": input_ids}

@@ -83,15 +83,13 @@ class FusionConfig(PreTrainedConfig):
             )
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
-        require_positive(self, "initial_temperature", "queue_size")
+        require_positive(self, "initial_temperature", "queue_size", "decoder_layers")
         check_alpha(self.alpha)
         if self.momentum is not None and not 0.0 <= self.momentum <= 1.0:
             raise ValueError(f"momentum must be between 0 and 1, or None for no teacher; got {self.momentum}")
         for field in ("projection_dim", "alpha_steps"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field} must not be negative (0: none), got {getattr(self, field)}")
-        if self.decoder_layers is not None:
-            require_positive(self, "decoder_layers")
 
     def answering_config(self) -> BertTowerConfig:
         """Of the tower that writes answers: the text tower's layers that fuse, reading states of its width."""

@@ -37,6 +37,19 @@ class AlbefForVisualQuestionAnswering(MomentumTeacherMixin, AlbefPreTrainedModel
             if hasattr(module, "teacher_step"):
                 init.zeros_(module.teacher_step)
 
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As stock, the words of both text towers, where there is no teacher.
+
+        Raises:
+            ValueError: there is one, whose words would be other ones.
+        """
+        if self.taught_parts and (args or kwargs):
+            raise ValueError(
+                "the teacher has words of its own: resize with config.momentum=None (from_pretrained(folder, "
+                "momentum=None)), save, and load with a momentum again"
+            )
+        return super().resize_token_embeddings(*args, **kwargs)
+
     @torch.no_grad()
     def _taught(
         self, question: tuple[torch.Tensor | None, ...], resize: bool, answers: dict, alpha: float | None
