@@ -25,5 +25,9 @@ register(
             "hfvlm.pipelines.image_text_retrieval:ImageTextRetrievalPipeline",
             "AutoModelForZeroShotImageClassification",
         ),
+        "visual-question-answering": (
+            "hfvlm.pipelines.visual_question_answering:VisualQuestionAnsweringPipeline",
+            "AutoModelForVisualQuestionAnswering",
+        ),
     },
 )
