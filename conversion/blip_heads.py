@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from hfvlm.conversion import blip_rules
 from hfvlm.conversion.rules import Rule
 from hfvlm.models.blip.answering_blip import BlipForVisualQuestionAnswering
+from hfvlm.models.blip.classes_blip import BlipForVisualReasoning
 from hfvlm.models.blip.modeling_blip import BlipForConditionalGeneration, BlipModel
 from hfvlm.models.blip.pretraining_blip import BlipForImageTextRetrieval, BlipForPreTraining
 
@@ -53,6 +54,7 @@ HEADS = {
         blip_rules.IN_TREE_ANSWERING,
         transformers.BlipForQuestionAnswering,
     ),
+    "reasoning": Head(BlipForVisualReasoning, blip_rules.RELEASE_REASONING),
     "features": Head(BlipModel, blip_rules.RELEASE_FEATURES),
 }
 
@@ -65,7 +67,7 @@ def head_of(tensors: Mapping[str, torch.Tensor]) -> str:
     """
     prefixes = {key.partition(".")[0] for key in tensors}
     if "cls_head" in prefixes:
-        raise ValueError("checkpoints of visual reasoning cannot be converted yet")
+        return "reasoning"
     if {"text_decoder", "text_encoder"} <= prefixes and "image_queue" not in prefixes:
         return "answering"
     if "text_decoder" in prefixes:

@@ -4,13 +4,13 @@
     python conversion/convert_albef.py --checkpoint mscoco.pth --output albef-coco --image-size 384
     python conversion/convert_albef.py --checkpoint ALBEF.pth --output albef-vqa --head answering --image-size 384
 
-Reads the original release (https://github.com/salesforce/ALBEF): pretraining, retrieval and question answering; and
-LAVIS's feature extractor. `--head answering` makes of a pretraining checkpoint what question answering starts from.
-Sizes come from the weights; heads (64 wide unless told), normalisation and activation from `--variant` or
-`--config`, a JSON file with fields of `hfvlm.AlbefConfig`.
+Reads the original release (https://github.com/salesforce/ALBEF): pretraining, retrieval, question answering,
+entailment and NLVR2; and LAVIS's feature extractor. `--head answering` makes of a pretraining checkpoint what question
+answering starts from. Sizes come from the weights; heads (64 wide unless told), normalisation and activation from
+`--variant` or `--config`, a JSON file with fields of `hfvlm.AlbefConfig`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from hfvlm.conversion.checkpoint import Checkpoint
 from hfvlm.conversion.command import ConfigLike, Conversion, Source
 from hfvlm.conversion.rules import Rule, apply, invert
 from hfvlm.models.albef.answering_albef import AlbefForVisualQuestionAnswering
+from hfvlm.models.albef.classes_albef import AlbefForImageClassification, AlbefForVisualReasoning
 from hfvlm.models.albef.configuration_albef import VARIANTS, AlbefConfig
 from hfvlm.models.albef.modeling_albef import AlbefModel
 from hfvlm.models.albef.pretraining_albef import AlbefForImageTextRetrieval, AlbefForPreTraining
@@ -37,14 +38,16 @@ class Head(NamedTuple):
     """A head that a checkpoint may be of: its class, its key rules, and the prefix of its text tower."""
 
     cls: type[PreTrainedModel]
-    rules: tuple[Rule, ...]
-    text: str
+    rules: tuple[Rule, ...] | Callable[[Mapping[str, torch.Tensor]], tuple[Rule, ...]]
+    text: str = "text_encoder."
 
 
 HEADS = {
     "pretraining": Head(AlbefForPreTraining, albef_rules.PRETRAINING, "text_encoder.bert."),
-    "retrieval": Head(AlbefForImageTextRetrieval, albef_rules.RETRIEVAL, "text_encoder."),
-    "answering": Head(AlbefForVisualQuestionAnswering, albef_rules.ANSWERING, "text_encoder."),
+    "retrieval": Head(AlbefForImageTextRetrieval, albef_rules.RETRIEVAL),
+    "answering": Head(AlbefForVisualQuestionAnswering, albef_rules.ANSWERING),
+    "entailment": Head(AlbefForImageClassification, albef_rules.ENTAILMENT),
+    "reasoning": Head(AlbefForVisualReasoning, albef_rules.reasoning),
     "features": Head(AlbefModel, albef_rules.FEATURES, "text_encoder.bert."),
 }
 
@@ -55,11 +58,17 @@ def head_of(tensors: Mapping[str, torch.Tensor]) -> str:
     Raises:
         ValueError: none of those.
     """
-    if any(key.startswith("text_decoder.") for key in tensors):
+    prefixes = {key.partition(".")[0] for key in tensors}
+    if "text_decoder" in prefixes:
         return "answering"
-    if not any(key.startswith("visual_encoder.") for key in tensors) or "vision_proj.weight" not in tensors:
-        if any(key.startswith(("cls_head.", "ta_head.")) for key in tensors):
-            raise ValueError("checkpoints of visual reasoning and entailment are not converted yet")
+    if "ta_head" in prefixes:
+        raise ValueError("checkpoints of text assignment are not converted yet")
+    if "cls_head" in prefixes:
+        first, pairs = albef_rules.paired_layers(tensors)
+        one, two = (f"text_encoder.encoder.layer.{first + i}.crossattention.self.key.weight" for i in (0, 1))
+        twins = pairs > 0 and torch.equal(tensors[one], tensors[two])  # layers of two images share keys and values
+        return "reasoning" if twins else "entailment"
+    if not {"visual_encoder", "vision_proj"} <= prefixes:
         raise ValueError(
             "not an ALBEF checkpoint: expected visual_encoder.* and vision_proj.*, found "
             f"{', '.join(list(tensors)[:3])}, ..."
@@ -103,9 +112,19 @@ def convert(
     return _converted(checkpoint, variant, config, image_size, vocab, head, output, verify).model
 
 
-def to_release_keys(tensors: Mapping[str, torch.Tensor], head: str) -> dict[str, torch.Tensor]:
-    """A head's tensors (weights, gradients) under the keys of the original release."""
-    return apply(invert(HEADS[head].rules), tensors).tensors
+def to_release_keys(
+    tensors: Mapping[str, torch.Tensor], head: str, like: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """A head's tensors (weights, gradients) under the keys of the original release.
+
+    Args:
+        like: a release, where the head's keys depend on its layers.
+    """
+    return apply(invert(_rules(HEADS[head], like or {})), tensors).tensors
+
+
+def _rules(head: Head, tensors: Mapping[str, torch.Tensor]) -> tuple[Rule, ...]:
+    return head.rules if isinstance(head.rules, tuple) else head.rules(tensors)
 
 
 def _converted(checkpoint, variant, config, image_size, vocab, head, output, verify) -> Conversion:
@@ -129,10 +148,10 @@ def _head(source: Checkpoint, variant, config, image_size, vocab, wanted) -> Con
         text = albef_rules.release_fields(tensors, words, HEADS[name].text)["text_config"]
         tensors, name = albef_rules.for_answering(tensors, text["fusion_layer"]), wanted
     head = HEADS[name]
-    fields = albef_rules.release_fields(tensors, words, head.text)
+    fields = albef_rules.release_fields(tensors, words, head.text, paired=name == "reasoning")
     built = command.merged_config(AlbefConfig, VARIANTS, fields, variant, config, image_size, towers=TOWERS)
     model = head.cls(built)
-    dropped = folder.fill(model, head.rules, tensors)
+    dropped = folder.fill(model, _rules(head, tensors), tensors)
     return Conversion(model, None if words is None else _processor(words, built), dropped)
 
 
@@ -156,7 +175,8 @@ def _processor(words: dict[str, int], config: AlbefConfig) -> AlbefProcessor:
 def _verify(model: PreTrainedModel) -> None:
     pixels = command.random_pixels(model.config.vision_config, model.dtype)
     ids = torch.full((len(pixels), 4), model.config.text_config.bos_token_id)
-    outputs = model(pixels, ids)
+    second = {"pixel_values_second": pixels.flip(0)} if isinstance(model, AlbefForVisualReasoning) else {}
+    outputs = model(pixels, input_ids=ids, **second)
     answers = isinstance(model, AlbefForVisualQuestionAnswering)
     folder.require_finite("outputs", outputs.logits if answers else outputs.last_hidden_state)
 

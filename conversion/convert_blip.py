@@ -5,7 +5,7 @@
     python conversion/convert_blip.py --checkpoint any_blip.pth --output tower --part vision --image-size 480
 
 Reads the original release (https://github.com/salesforce/BLIP): captioning, pretraining, retrieval, question
-answering, features (LAVIS's, too); folders of transformers' `BlipForConditionalGeneration`,
+answering, NLVR2, features (LAVIS's, too); folders of transformers' `BlipForConditionalGeneration`,
 `BlipForImageTextRetrieval` and `BlipForQuestionAnswering`; and hfvlm folders. `--head answering` makes of a
 pretraining checkpoint what question answering starts from. Sizes come from the weights; heads (64 wide unless told),
 normalisation and activation from `--variant` or `--config`, a JSON file with fields of `hfvlm.BlipConfig`.
@@ -28,6 +28,7 @@ from hfvlm.conversion.rules import apply, invert
 from hfvlm.encoders.vit import VitTower
 from hfvlm.fusion import FusionPreTrainedModel
 from hfvlm.models.blip.answering_blip import BlipForVisualQuestionAnswering
+from hfvlm.models.blip.classes_blip import BlipForVisualReasoning
 from hfvlm.models.blip.configuration_blip import VARIANTS, BlipConfig
 from hfvlm.models.blip.modeling_blip import BlipForConditionalGeneration
 from hfvlm.models.blip.processing_blip import BlipProcessor
@@ -202,7 +203,8 @@ def _verify(model: PreTrainedModel) -> None:
     pixels = command.random_pixels(getattr(model.config, "vision_config", model.config), model.dtype)
     if isinstance(model, FusionPreTrainedModel) and not model.can_generate():
         ids = torch.full((len(pixels), 4), model.config.enc_token_id)
-        folder.require_finite("states", model(pixels, ids).last_hidden_state)
+        second = {"pixel_values_second": pixels.flip(0)} if isinstance(model, BlipForVisualReasoning) else {}
+        folder.require_finite("states", model(pixels, input_ids=ids, **second).last_hidden_state)
         return
     asked = isinstance(model, BlipForVisualQuestionAnswering)
     outputs = model(pixels, torch.full((len(pixels), 4), model.config.enc_token_id)) if asked else model(pixels)

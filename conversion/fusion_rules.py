@@ -63,13 +63,13 @@ NOT_ANSWERING = tuple(
 
 
 def momentum_fields(tensors: Mapping[str, torch.Tensor]) -> dict[str, int | float | None]:
-    """Fields of a `FusionConfig` that a release's projections, queue and teacher tell; without a queue, or a teacher
-    of answers, there is no training to go on with, so no teacher is kept."""
+    """Fields of a `FusionConfig` that a release's projections, queue and teacher tell; without a queue there is no
+    training to go on with, so no teacher is kept."""
     fields: dict[str, int | float | None] = {}
     if "vision_proj.weight" in tensors:
         fields["projection_dim"] = tensors["vision_proj.weight"].shape[0]
     if "image_queue" in tensors:
         fields["queue_size"] = tensors["image_queue"].shape[1]
-    elif not any(key.startswith("text_decoder_m.") for key in tensors):
+    else:
         fields["momentum"] = None
     return fields

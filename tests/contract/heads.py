@@ -132,7 +132,7 @@ ENCODER_DECODERS = heads(lambda head: issubclass(head.cls, ImageGenerationMixin)
 #: those that learn: from labels (of each token, or of each image), or from the inputs themselves
 LABELLED = heads(lambda head: head.takes("labels"))
 LEARNERS = heads(lambda head: head.takes("labels") or head.takes("return_loss"))
-TEXT_LEARNERS = heads(lambda head: head.takes("labels", "input_ids"))
+TEXT_LEARNERS = heads(lambda head: head.takes("labels", "input_ids", "logits_to_keep"))
 ANSWERERS = heads(lambda head: head.takes("labels", "decoder_input_ids"))
 #: those whose loss is a mean over labels: `Trainer` counts them over the batches that it accumulates
 COUNTED = heads(lambda head: head.takes("labels", "num_items_in_batch"))
@@ -209,8 +209,9 @@ def to_learn(model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
     parameters = inspect.signature(type(model).forward).parameters
     if "return_loss" in parameters:
         return {**batch, "return_loss": True}
-    if "input_ids" not in parameters:
-        return {**batch, "labels": torch.arange(len(batch["pixel_values"])) % model.config.num_labels}
+    if "logits_to_keep" not in parameters:  # a class each
+        rows = len(batch.get("input_ids", batch["pixel_values"]))
+        return {**batch, "labels": torch.arange(rows) % model.config.num_labels}
     ids, mask = written_by(type(model).forward)
     labels = batch[ids].masked_fill(batch[mask] == 0, -100)
     labels[:, 0] = -100

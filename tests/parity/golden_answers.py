@@ -7,7 +7,7 @@ from golden import Golden
 from golden_albef import check_tokens
 from golden_fusion import Recorder, check_gradients, check_teacher
 
-from hfvlm import answering
+from hfvlm import AlbefForImageClassification, AlbefForImageTextRetrieval, answering
 from hfvlm.conversion import convert_albef, convert_blip
 
 
@@ -99,3 +99,32 @@ def albef(golden: Golden, monkeypatch, tmp_path) -> None:
     golden.check("rank.log_probs_sum", made.log_likelihoods + made.first_token_probabilities.log())
     golden.check("rank.topk_ids", made.answers)
     golden.check("rank.topk_probs", made.scores)
+
+
+def albef_from_pretraining(golden: Golden, monkeypatch, tmp_path) -> None:
+    """What each of ALBEF's finetuning scripts starts from, of one pretraining checkpoint."""
+    answering_head = golden_albef.build(golden, head="answering").eval()
+    asked = {**questions(golden), "pixel_values": golden.inputs["question_image"]}
+    ids, mask = golden.inputs["answer_list_ids"], golden.inputs["answer_list_mask"]
+    made = answering_head.rank_answers(**asked, answer_ids=ids, answer_mask=mask, k=int(golden.inputs["k_test"]))
+    golden.check("VQA.topk_ids", made.answers)
+    golden.check("VQA.topk_probs", made.scores)
+    golden.check("VQA.first_token_logits", made.first_token_logits)
+
+    golden_albef.build(golden).save_pretrained(tmp_path)
+    batch = {"pixel_values": golden.inputs["image"], **golden_albef.texts(golden)}
+    outputs = AlbefForImageTextRetrieval.from_pretrained(tmp_path)(**batch)
+    golden.check("Retrieval.sims", outputs.logits_per_image)
+    golden.check("Retrieval.itm_logits", outputs.itm_logits)
+
+    entailment = AlbefForImageClassification.from_pretrained(tmp_path, num_labels=3)
+    for name, part in (("cls_head", entailment.cls_head), ("cls_head_m", entailment.teacher_cls_head)):
+        start = f"VE.filled.{name}."
+        filled = {key.removeprefix(start): golden.outputs[key] for key in golden.outputs if key.startswith(start)}
+        part.load_state_dict(filled)
+        for key in filled:
+            golden.leave_out(start + key, "an input here")
+    golden.check("VE.prediction", entailment(**batch).logits)
+    golden.check("VE.image_embeds_m_cls", entailment.teacher_vision_model(batch["pixel_values"]).pooler_output)
+    for name in [name for name in golden.outputs if name.startswith("Pretrain_nlvr.")]:
+        golden.leave_out(name, "of the text assignment before NLVR2, which has no head here")
