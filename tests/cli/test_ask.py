@@ -36,3 +36,11 @@ def test_bad_input_is_told_in_a_line(run, answerer, model, photos):
         result = run("ask", *arguments)
         assert (result.code, result.out) == (code, "")
         assert message in result.err and result.err.count("\n") == 1
+
+
+def test_answers_are_evaluated(run, answerer, photos, tmp_path):
+    rows = [{"image": str(photos / "a.png"), "question": "two red dogs", "answers": ["a dog"], "split": "test"}] * 3
+    (tmp_path / "vqa.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = run("evaluate", "vqa", "--data", tmp_path / "vqa.jsonl", "--model", answerer, "--split", "test", "--json")
+    assert result.code == 0, result.err
+    assert 0 <= json.loads(result.out)["vqa_accuracy"] <= 1

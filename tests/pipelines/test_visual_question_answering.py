@@ -77,6 +77,16 @@ def test_images_with_questions_of_their_own(pipe, photos):
     assert rows[1] == pipe(image=photos[1], question="a cat", candidates=CANDIDATES)
 
 
+@pytest.mark.parametrize("options", [{"candidates": CANDIDATES}, {"top_k": 2}], ids=["chosen", "written"])
+def test_a_batch_is_answered_as_each_alone(pipe, photos, options):
+    rows = [{"image": photos[0], "question": QUESTION}, {"image": photos[1], "question": "a cat"}]
+    together = pipe(rows, batch_size=2, **options)
+    for found, row in zip(together, rows, strict=True):
+        alone = pipe(row, **options)
+        assert [one["answer"] for one in found] == [one["answer"] for one in alone]
+        assert [one["score"] for one in found] == pytest.approx([one["score"] for one in alone], rel=1e-3)
+
+
 def test_a_saved_folder_answers(pipe, photos, tmp_path):
     pipe.save_pretrained(tmp_path)
     again = hfvlm.pipeline("visual-question-answering", str(tmp_path), device="cpu", dtype="float32")

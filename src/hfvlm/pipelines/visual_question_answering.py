@@ -73,7 +73,7 @@ class VisualQuestionAnsweringPipeline(Pipeline):
         reading = {"question": question, "timeout": timeout}
         answering = {"candidates": candidates, "top_k": top_k, "generate": generate or None}
         given = [{name: value for name, value in part.items() if value is not None} for part in (reading, answering)]
-        return given[0], given[1], {}
+        return *given, {name: value for name, value in answering.items() if name == "candidates"}
 
     def __call__(self, images: Any = None, question: str | None = None, **kwargs: Any) -> Any:
         """Answers a question about one image, or about each of several.
@@ -86,6 +86,7 @@ class VisualQuestionAnsweringPipeline(Pipeline):
             top_k: how many answers to return; left out: one that is written, or all candidates.
             max_new_tokens: tokens a written answer may have; left out: 10.
             generate_kwargs: further arguments of `model.generate`, e.g. `{"num_beams": 5}`.
+            batch_size: images at a time.
             timeout: seconds to wait for a URL's server.
 
         Returns:
@@ -131,32 +132,34 @@ class VisualQuestionAnsweringPipeline(Pipeline):
         candidates: Sequence[str] | None = None,
         top_k: int | None = None,
         generate: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
+    ) -> dict[str, torch.Tensor]:
         pixels = model_inputs["pixel_values"].to(self.device, self.model.dtype)
         ids, mask = (model_inputs[name].to(self.device) for name in ("input_ids", "attention_mask"))
         read = {"encoder_outputs": self.model.encode_questions(pixels, ids, mask), "attention_mask": mask}
         if candidates is None:
-            answers, scores = self._written(read, top_k or 1, generate or {})
-        else:
-            answers, scores = self._chosen(read, list(candidates))
-        return {"answers": answers[:top_k], "scores": scores[:top_k]}
+            return self._written(read, len(ids), top_k or 1, generate or {})
+        return {name: value[:, :top_k] for name, value in self._chosen(read, list(candidates)).items()}
 
-    def _written(self, read: dict[str, Any], count: int, generate: dict[str, Any]) -> tuple[list[str], list[float]]:
+    def _written(
+        self, read: dict[str, Any], questions: int, count: int, generate: dict[str, Any]
+    ) -> dict[str, torch.Tensor]:
+        """`sequences` `[questions, count, length]` and `scores` `[questions, count]`, the best first."""
         options = {**WRITING, "num_return_sequences": count, **generate}
         if "num_beams" not in generate:
             options["num_beams"] = max(options["num_beams"], count)
         ids = self.model.generate(**read, **options)
         ids = ids if isinstance(ids, torch.Tensor) else ids.sequences  # with return_dict_in_generate
-        ends = self.model.generation_config.eos_token_id
-        ended = torch.isin(ids[:, 1:], torch.as_tensor(ends, device=ids.device)).long()
+        ends = torch.as_tensor(self.model.generation_config.eos_token_id, device=ids.device)
+        ended = torch.isin(ids[:, 1:], ends).long()
         labels = ids[:, 1:].masked_fill(ended.cumsum(-1) > ended, -100)  # nothing after the end token counts
         logits = self.model(**read, decoder_input_ids=ids).logits[:, :-1].float()
         losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-        scores, order = losses.sum(-1).neg().exp().sort(descending=True, stable=True)
-        texts = self.processor.tokenizer.batch_decode(ids[order], skip_special_tokens=True)
-        return [text.strip() for text in texts], scores.tolist()
+        scores, order = losses.sum(-1).neg().exp().view(questions, -1).sort(dim=-1, descending=True, stable=True)
+        sequences = ids.view(questions, -1, ids.shape[-1])
+        return {"sequences": sequences.take_along_dim(order[..., None], 1), "scores": scores}
 
-    def _chosen(self, read: dict[str, Any], candidates: list[str]) -> tuple[list[str], list[float]]:
+    def _chosen(self, read: dict[str, Any], candidates: list[str]) -> dict[str, torch.Tensor]:
+        """`places` among the candidates and `scores`, both `[questions, candidates]`, the best first."""
         if not candidates:
             raise ValueError("candidates is an empty list: give at least one answer to choose")
         for one in candidates:
@@ -169,12 +172,18 @@ class VisualQuestionAnsweringPipeline(Pipeline):
         ranking = self.model.rank_answers(
             **read, answer_ids=batch["input_ids"], answer_mask=batch["attention_mask"], k=len(rows)
         )
-        scores = ranking.scores[0] if self.model.first_token_twice else ranking.scores[0].softmax(-1)
-        return [candidates[i] for i in ranking.answers[0].tolist()], scores.tolist()
+        scores = ranking.scores if self.model.first_token_twice else ranking.scores.softmax(-1)
+        return {"places": ranking.answers, "scores": scores}
 
-    def postprocess(self, model_outputs: dict[str, Any]) -> list[dict[str, Any]]:
-        rows = zip(model_outputs["answers"], model_outputs["scores"])
-        return [{"answer": answer, "score": score} for answer, score in rows]
+    def postprocess(
+        self, model_outputs: dict[str, torch.Tensor], candidates: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        scores = model_outputs["scores"][0].tolist()
+        if candidates is None:
+            texts = self.processor.tokenizer.batch_decode(model_outputs["sequences"][0], skip_special_tokens=True)
+        else:
+            texts = [candidates[place] for place in model_outputs["places"][0].tolist()]
+        return [{"answer": text.strip(), "score": score} for text, score in zip(texts, scores, strict=True)]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves the model and the processor."""
