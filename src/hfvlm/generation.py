@@ -175,6 +175,9 @@ class QuestionGenerationMixin(SharedMemoryMixin):
             model_kwargs["encoder_outputs"] = self.encode_questions(**model_kwargs["question"], **options)
         return model_kwargs
 
+    #: its name in older transformers (5.17)
+    _prepare_encoder_decoder_kwargs_for_generation = _prepare_text_encoder_decoder_kwargs_for_generation
+
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
         mask = model_kwargs.pop("attention_mask", None)
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
