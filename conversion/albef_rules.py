@@ -1,5 +1,6 @@
 """ALBEF's key rules, and what its release (https://github.com/salesforce/ALBEF) and LAVIS's tell of a config."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 
 from hfvlm.conversion.fusion_rules import (
     MATCHING,
+    NOT_ANSWERING,
     PROJECTIONS,
     TEMPERATURE,
     momentum_fields,
@@ -45,6 +47,15 @@ RETRIEVAL = (
     *(*_VISION, words("text_encoder.", "text_model."), *bert_rules("text_encoder.", "text_model."), *_SHARED),
     *teacher_rules(),
     *queue_rules("queue_ptr", with_ids=True),
+)
+_READING = (words("text_encoder.", "text_model."), *bert_rules("text_encoder.", "text_model."))
+ANSWERING = (
+    *(*_VISION, *_READING, *bert_lm_rules("text_decoder.", "text_decoder.", "lm_head.")),
+    *vit_rules("visual_encoder_m.", "teacher_vision_model."),
+    words("text_encoder_m.", "teacher_text_model."),
+    *bert_rules("text_encoder_m.", "teacher_text_model."),
+    *bert_lm_rules("text_decoder_m.", "teacher_text_decoder.", "teacher_lm_head."),
+    *NOT_ANSWERING,
 )
 ENTAILMENT = (
     *(*_VISION, words("text_encoder.", "text_model."), *bert_rules("text_encoder.", "text_model.")),
@@ -100,6 +111,29 @@ FEATURES = (
 )
 
 
+def for_answering(tensors: Mapping[str, torch.Tensor], fusion_layer: int) -> dict[str, torch.Tensor]:
+    """A pretraining checkpoint's tensors as those of a head that answers, whose decoder starts as the layers that fuse
+    with the words' scores: so ALBEF finetunes.
+
+    Args:
+        fusion_layer: the first layer that fuses.
+    """
+    made = {}
+    for key, value in tensors.items():
+        tower, _, rest = key.partition(".")
+        if tower not in ("text_encoder", "text_encoder_m"):
+            made[key] = value
+            continue
+        decoder, layer = tower.replace("encoder", "decoder"), re.match(r"(bert\.encoder\.layer\.)(\d+)(.*)", rest)
+        if rest.startswith("bert."):
+            made[f"{tower}.{rest.removeprefix('bert.')}"] = value
+        if layer is None:
+            made[f"{decoder}.{rest}"] = value
+        elif int(layer[2]) >= fusion_layer:
+            made[f"{decoder}.{layer[1]}{int(layer[2]) - fusion_layer}{layer[3]}"] = value
+    return made
+
+
 def release_fields(
     tensors: Mapping[str, torch.Tensor],
     vocabulary: Mapping[str, int] | None,
@@ -123,6 +157,9 @@ def release_fields(
         text["num_hidden_layers"] = fusing[0] + len(fusing) // 2
     text["type_vocab_size"] = shapes.size("embeddings.token_type_embeddings.weight", 0) or 0
     fields: dict[str, Any] = {"vision_config": vit_geometry(tensors, "visual_encoder."), "text_config": text}
+    decoder_layers = Shapes(tensors, "text_decoder.bert.").count("encoder.layer")
+    if decoder_layers is not None:
+        fields["decoder_layers"] = decoder_layers
     if vocabulary is not None:
         text.update(
             bos_token_id=vocabulary["[CLS]"], eos_token_id=vocabulary["[SEP]"], pad_token_id=vocabulary["[PAD]"]

@@ -11,6 +11,7 @@ import transformers
 
 from hfvlm.conversion.fusion_rules import (
     MATCHING,
+    NOT_ANSWERING,
     PROJECTIONS,
     TEMPERATURE,
     momentum_fields,
@@ -88,6 +89,12 @@ _BOTH_TEXT = (
     Rename(f"{_SCORES}transform.LayerNorm.{{p}}", "lm_head.norm.{p}"),
 )
 
+#: a second tower writes what the first has read
+_READ_AND_ANSWERED = (
+    *(words("text_encoder.", "text_model."), *_BARE_TEXT),
+    *bert_lm_rules("text_decoder.", "text_decoder.", "lm_head."),
+)
+IN_TREE_ANSWERING = (*in_tree_vit_rules("vision_model.", "vision_model."), *_READ_AND_ANSWERED)
 IN_TREE_MATCHING = (
     *in_tree_vit_rules("vision_model.", "vision_model."),
     words("text_encoder.", "text_model."),
@@ -132,6 +139,10 @@ RELEASE_PRETRAINING = (
     *teacher_rules(),
     *queue_rules("queue_ptr", with_ids=False),
 )
+RELEASE_ANSWERING = (
+    *(*_VISION, *_READ_AND_ANSWERED, *NOT_ANSWERING),
+    *_drop("answers are learned without a teacher", "visual_encoder_m.{*rest}", "text_encoder_m.{*rest}"),
+)
 
 _BESIDE = "not part of the image tower"
 RELEASE_VISION = (
@@ -172,6 +183,9 @@ def release_fields(
         text.update(encoder_hidden_size=width, merge_layer=merging[0] if merging else len(layers))
     if "cls_head.2.weight" in tensors:
         fields["num_labels"] = tensors["cls_head.2.weight"].shape[0]
+    answers = any(key.startswith("text_decoder.") for key in tensors) and "image_queue" not in tensors
+    if answers and any(key.startswith("text_encoder.") for key in tensors):
+        fields["answers_read_padding"] = True
     if any(key.startswith("text_encoder.") for key in tensors):
         fields.update({"projection_dim": 0, **momentum_fields(tensors)})
     return fields
@@ -209,7 +223,7 @@ def in_tree_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def in_tree_config(config: BlipConfig) -> transformers.BlipConfig:
-    """The transformers configuration of a captioner.
+    """The transformers configuration of a captioner, a retrieval model, or one that answers.
 
     Raises:
         ValueError: its image tower, or its several end tokens, have no place there.

@@ -2,9 +2,11 @@
 
     python conversion/convert_albef.py --checkpoint ALBEF.pth --output albef --vocab vocab.txt
     python conversion/convert_albef.py --checkpoint mscoco.pth --output albef-coco --image-size 384
+    python conversion/convert_albef.py --checkpoint ALBEF.pth --output albef-vqa --head answering --image-size 384
 
-Reads the original release (https://github.com/salesforce/ALBEF): pretraining, retrieval, entailment and NLVR2; and
-LAVIS's feature extractor. Sizes come from the weights; heads (64 wide unless told), normalisation and activation from
+Reads the original release (https://github.com/salesforce/ALBEF): pretraining, retrieval, question answering,
+entailment and NLVR2; and LAVIS's feature extractor. `--head answering` makes of a pretraining checkpoint what question
+answering starts from. Sizes come from the weights; heads (64 wide unless told), normalisation and activation from
 `--variant` or `--config`, a JSON file with fields of `hfvlm.AlbefConfig`.
 """
 
@@ -20,6 +22,7 @@ from hfvlm.conversion.blip_processor import vocabulary_of
 from hfvlm.conversion.checkpoint import Checkpoint
 from hfvlm.conversion.command import ConfigLike, Conversion, Source
 from hfvlm.conversion.rules import Rule, apply, invert
+from hfvlm.models.albef.answering_albef import AlbefForVisualQuestionAnswering
 from hfvlm.models.albef.classes_albef import AlbefForImageClassification, AlbefForVisualReasoning
 from hfvlm.models.albef.configuration_albef import VARIANTS, AlbefConfig
 from hfvlm.models.albef.modeling_albef import AlbefModel
@@ -42,6 +45,7 @@ class Head(NamedTuple):
 HEADS = {
     "pretraining": Head(AlbefForPreTraining, albef_rules.PRETRAINING, "text_encoder.bert."),
     "retrieval": Head(AlbefForImageTextRetrieval, albef_rules.RETRIEVAL),
+    "answering": Head(AlbefForVisualQuestionAnswering, albef_rules.ANSWERING),
     "entailment": Head(AlbefForImageClassification, albef_rules.ENTAILMENT),
     "reasoning": Head(AlbefForVisualReasoning, albef_rules.reasoning),
     "features": Head(AlbefModel, albef_rules.FEATURES, "text_encoder.bert."),
@@ -55,8 +59,10 @@ def head_of(tensors: Mapping[str, torch.Tensor]) -> str:
         ValueError: none of those.
     """
     prefixes = {key.partition(".")[0] for key in tensors}
-    if prefixes & {"text_decoder", "ta_head"}:
-        raise ValueError("checkpoints of question answering and of text assignment are not converted yet")
+    if "text_decoder" in prefixes:
+        return "answering"
+    if "ta_head" in prefixes:
+        raise ValueError("checkpoints of text assignment are not converted yet")
     if "cls_head" in prefixes:
         first, pairs = albef_rules.paired_layers(tensors)
         one, two = (f"text_encoder.encoder.layer.{first + i}.crossattention.self.key.weight" for i in (0, 1))
@@ -79,6 +85,7 @@ def convert(
     config: ConfigLike = None,
     image_size: int | None = None,
     vocab: str | Path | None = None,
+    head: str | None = None,
     output: str | Path | None = None,
     verify: bool = False,
 ) -> PreTrainedModel:
@@ -90,6 +97,8 @@ def convert(
         config: fields of `AlbefConfig`, or a JSON file of them, for what the shapes do not tell.
         image_size: pixels a side; the position tables are resized if the checkpoint's is another.
         vocab: BERT's `vocab.txt`; looked for beside the checkpoint if left out.
+        head: "answering": of a pretraining checkpoint, the head that answers, whose decoder starts as the layers that
+            fuse; None: the checkpoint's own.
         output: folder to save the model in, with its processor if there is a vocabulary.
         verify: run the model once and refuse outputs that are not finite.
 
@@ -100,7 +109,7 @@ def convert(
         FileNotFoundError, FileExistsError: `checkpoint` or `vocab` is not there; `output` is, and not empty.
         ValueError: the checkpoint is unreadable, unsafe, not ALBEF, or does not fit (`KeyMismatch` lists the keys).
     """
-    return _converted(checkpoint, variant, config, image_size, vocab, output, verify).model
+    return _converted(checkpoint, variant, config, image_size, vocab, head, output, verify).model
 
 
 def to_release_keys(
@@ -118,10 +127,10 @@ def _rules(head: Head, tensors: Mapping[str, torch.Tensor]) -> tuple[Rule, ...]:
     return head.rules if isinstance(head.rules, tuple) else head.rules(tensors)
 
 
-def _converted(checkpoint, variant, config, image_size, vocab, output, verify) -> Conversion:
+def _converted(checkpoint, variant, config, image_size, vocab, head, output, verify) -> Conversion:
     if output is not None:
         folder.check_output(output)
-    conversion = _head(command.open_source(checkpoint), variant, config, image_size, vocab)
+    conversion = _head(command.open_source(checkpoint), variant, config, image_size, vocab, head)
     conversion.model.eval()
     if verify:
         _verify(conversion.model)
@@ -130,14 +139,19 @@ def _converted(checkpoint, variant, config, image_size, vocab, output, verify) -
     return conversion
 
 
-def _head(source: Checkpoint, variant, config, image_size, vocab) -> Conversion:
-    name = head_of(source.tensors)
-    head = HEADS[name]
+def _head(source: Checkpoint, variant, config, image_size, vocab, wanted) -> Conversion:
+    tensors, name = source.tensors, head_of(source.tensors)
     words = vocabulary_of(vocab, source.folder)
-    fields = albef_rules.release_fields(source.tensors, words, head.text, paired=name == "reasoning")
+    if wanted not in (None, name):
+        if (wanted, name) != ("answering", "pretraining"):
+            raise ValueError(f"head 'answering' is made of a pretraining checkpoint, not {wanted!r} of one for {name}")
+        text = albef_rules.release_fields(tensors, words, HEADS[name].text)["text_config"]
+        tensors, name = albef_rules.for_answering(tensors, text["fusion_layer"]), wanted
+    head = HEADS[name]
+    fields = albef_rules.release_fields(tensors, words, head.text, paired=name == "reasoning")
     built = command.merged_config(AlbefConfig, VARIANTS, fields, variant, config, image_size, towers=TOWERS)
     model = head.cls(built)
-    dropped = folder.fill(model, _rules(head, source.tensors), source.tensors)
+    dropped = folder.fill(model, _rules(head, tensors), tensors)
     return Conversion(model, None if words is None else _processor(words, built), dropped)
 
 
@@ -162,24 +176,27 @@ def _verify(model: PreTrainedModel) -> None:
     pixels = command.random_pixels(model.config.vision_config, model.dtype)
     ids = torch.full((len(pixels), 4), model.config.text_config.bos_token_id)
     second = {"pixel_values_second": pixels.flip(0)} if isinstance(model, AlbefForVisualReasoning) else {}
-    folder.require_finite("states", model(pixels, input_ids=ids, **second).last_hidden_state)
+    outputs = model(pixels, input_ids=ids, **second)
+    answers = isinstance(model, AlbefForVisualQuestionAnswering)
+    folder.require_finite("outputs", outputs.logits if answers else outputs.last_hidden_state)
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = command.argument_parser(__doc__, VARIANTS, "AlbefConfig")
     parser.add_argument("--vocab", type=Path, help="the release's vocab.txt; default: the one beside the checkpoint")
+    parser.add_argument("--head", choices=("answering",), help="what to make of a pretraining checkpoint")
     args = parser.parse_args(argv)
 
     def convert_to(output: Path | None) -> Conversion:
-        wishes = (args.variant, args.config, args.image_size, args.vocab)
+        wishes = (args.variant, args.config, args.image_size, args.vocab, args.head)
         return _converted(args.checkpoint, *wishes, output, args.verify)
 
     def notes(conversion: Conversion) -> Iterator[str]:
         if conversion.processor is None:
             yield "no processor written: give --vocab"
 
-    return command.run("convert_albef", args, convert_to, wishes=("vocab",), notes=notes)
+    return command.run("convert_albef", args, convert_to, wishes=("vocab", "head"), notes=notes)
 
 
 if __name__ == "__main__":

@@ -4,31 +4,33 @@
     python conversion/convert_blip.py --checkpoint blip-captioner --output in-tree-folder --to transformers
     python conversion/convert_blip.py --checkpoint any_blip.pth --output tower --part vision --image-size 480
 
-Reads the original release (https://github.com/salesforce/BLIP): captioning, pretraining, retrieval, NLVR2, features
-(LAVIS's, too); folders of transformers' `BlipForConditionalGeneration` and `BlipForImageTextRetrieval`; and hfvlm
-folders. Sizes come from the weights; heads (64 wide unless told), normalisation and activation from `--variant` or
-`--config`, a JSON file with fields of `hfvlm.BlipConfig`.
+Reads the original release (https://github.com/salesforce/BLIP): captioning, pretraining, retrieval, question
+answering, NLVR2, features (LAVIS's, too); folders of transformers' `BlipForConditionalGeneration`,
+`BlipForImageTextRetrieval` and `BlipForQuestionAnswering`; and hfvlm folders. `--head answering` makes of a
+pretraining checkpoint what question answering starts from. Sizes come from the weights; heads (64 wide unless told),
+normalisation and activation from `--variant` or `--config`, a JSON file with fields of `hfvlm.BlipConfig`.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import transformers
 from transformers import PreTrainedModel
 
 from hfvlm.conversion import blip_rules, command, folder
+from hfvlm.conversion.blip_heads import HEADS, head_of
 from hfvlm.conversion.blip_processor import carried_processor, in_tree_processor, release_processor, vocabulary_of
 from hfvlm.conversion.checkpoint import Checkpoint
 from hfvlm.conversion.command import ConfigLike, Conversion, Source
-from hfvlm.conversion.rules import Rule, apply, invert
+from hfvlm.conversion.rules import apply, invert
 from hfvlm.encoders.vit import VitTower
 from hfvlm.fusion import FusionPreTrainedModel
+from hfvlm.models.blip.answering_blip import BlipForVisualQuestionAnswering
 from hfvlm.models.blip.classes_blip import BlipForVisualReasoning
 from hfvlm.models.blip.configuration_blip import VARIANTS, BlipConfig
-from hfvlm.models.blip.modeling_blip import BlipForConditionalGeneration, BlipModel
-from hfvlm.models.blip.pretraining_blip import BlipForImageTextRetrieval, BlipForPreTraining
+from hfvlm.models.blip.modeling_blip import BlipForConditionalGeneration
 from hfvlm.models.blip.processing_blip import BlipProcessor
 
 
@@ -38,55 +40,6 @@ TOWERS = {"vision_config": "vision tower", "text_config": "text tower"}
 _TRAINING_ONLY = ("teacher_", "image_queue.", "text_queue.", "temp")
 
 
-class Head(NamedTuple):
-    """A head that a checkpoint may be of.
-
-    Attributes:
-        cls: its class.
-        release: the rules of the original release.
-        in_tree: those of transformers' own class, if it has one.
-        text: prefix of the text tower that tells the sizes.
-    """
-
-    cls: type[PreTrainedModel]
-    release: tuple[Rule, ...]
-    in_tree: tuple[Rule, ...] | None = None
-    text: str = "text_encoder."
-
-
-HEADS = {
-    "captioning": Head(
-        BlipForConditionalGeneration, blip_rules.RELEASE_CAPTIONER, blip_rules.IN_TREE_CAPTIONER, "text_decoder.bert."
-    ),
-    "pretraining": Head(BlipForPreTraining, blip_rules.RELEASE_PRETRAINING),
-    "retrieval": Head(BlipForImageTextRetrieval, blip_rules.RELEASE_RETRIEVAL),
-    "matching": Head(BlipForImageTextRetrieval, blip_rules.RELEASE_MATCHING, blip_rules.IN_TREE_MATCHING),
-    "reasoning": Head(BlipForVisualReasoning, blip_rules.RELEASE_REASONING),
-    "features": Head(BlipModel, blip_rules.RELEASE_FEATURES),
-}
-
-
-def head_of(tensors: Mapping[str, torch.Tensor]) -> str:
-    """The head that a checkpoint's keys are of, a key of `HEADS`.
-
-    Raises:
-        ValueError: none of those.
-    """
-    prefixes = {key.partition(".")[0] for key in tensors}
-    if {"text_decoder", "text_encoder"} <= prefixes and "image_queue" not in prefixes:
-        raise ValueError("checkpoints of visual question answering cannot be converted yet")
-    if "cls_head" in prefixes:
-        return "reasoning"
-    if "text_decoder" in prefixes:
-        return "pretraining" if "image_queue" in prefixes else "captioning"
-    if "text_encoder" in prefixes:
-        return "retrieval" if "image_queue" in prefixes else "matching" if "itm_head" in prefixes else "features"
-    raise ValueError(
-        "the checkpoint has neither text_encoder.* nor text_decoder.*, so it is no head of BLIP; its image tower "
-        "alone: --part vision, or convert_vision()"
-    )
-
-
 def convert(
     checkpoint: Source,
     *,
@@ -94,6 +47,7 @@ def convert(
     config: ConfigLike = None,
     image_size: int | None = None,
     vocab: str | Path | None = None,
+    head: str | None = None,
     output: str | Path | None = None,
     verify: bool = False,
 ) -> PreTrainedModel:
@@ -105,6 +59,7 @@ def convert(
         config: fields of `BlipConfig`, or a JSON file of them, for what the shapes do not tell.
         image_size: pixels a side; the position table is resized if the checkpoint's is another.
         vocab: BERT's `vocab.txt` as the release used it; looked for beside the checkpoint if left out.
+        head: "answering": of a pretraining checkpoint, the head that answers; None: the checkpoint's own.
         output: folder to save the model in, with its processor if there is a vocabulary or tokenizer.
         verify: run the model once and refuse outputs that are not finite.
 
@@ -117,7 +72,7 @@ def convert(
         FileNotFoundError, FileExistsError: `checkpoint` or `vocab` is not there; `output` is, and not empty.
         ValueError: the checkpoint is unreadable, unsafe, not BLIP, or does not fit (`KeyMismatch` lists the keys).
     """
-    return _converted("model", checkpoint, variant, config, image_size, vocab, output, verify).model
+    return _converted("model", checkpoint, variant, config, image_size, vocab, head, output, verify).model
 
 
 def convert_vision(
@@ -130,29 +85,34 @@ def convert_vision(
     verify: bool = False,
 ) -> VitTower:
     """The image tower of any BLIP, whatever its heads; arguments and errors as in `convert`."""
-    return _converted("vision", checkpoint, variant, config, image_size, None, output, verify).model
+    return _converted("vision", checkpoint, variant, config, image_size, None, None, output, verify).model
 
 
 def to_transformers(model: PreTrainedModel) -> transformers.PreTrainedModel:
-    """The same captioner or retrieval model as transformers' own class, in the same dtype.
+    """The same captioner, retrieval model or model that answers as transformers' own class, in the same dtype.
 
     Raises:
         ValueError: the head, or its image tower, has no place there.
     """
     config = blip_rules.in_tree_config(model.config)
-    if isinstance(model, BlipForImageTextRetrieval):
-        theirs = transformers.BlipForImageTextRetrieval(config)
-        kept = {name: value for name, value in model.state_dict().items() if not name.startswith(_TRAINING_ONLY)}
-        folder.fill(theirs, invert(blip_rules.IN_TREE_MATCHING), kept)
-        return theirs.eval()
-    if not isinstance(model, BlipForConditionalGeneration):
+    vision, text = model.config.vision_config, model.config.text_config
+    head = next((head for head in HEADS.values() if head.in_tree and isinstance(model, head.cls)), None)
+    if head is None:
         raise ValueError(
-            f"transformers has no class for {type(model).__name__}: convert a captioner or retrieval model"
+            f"transformers has no class for {type(model).__name__}: convert a captioner, a retrieval model, "
+            "or one that answers"
         )
-    theirs = transformers.BlipForConditionalGeneration(config)
-    folder.fill(theirs, invert(blip_rules.IN_TREE_CAPTIONER), model.state_dict())
-    for part in (theirs, theirs.text_decoder):  # the first is saved, the second is what its generate() asks
-        folder.carry_generation(model.generation_config.to_diff_dict(), part)
+    if head is HEADS["answering"] and vision.hidden_size != text.hidden_size:
+        raise ValueError(
+            "transformers' BLIP answers with towers of one width, but vision_config.hidden_size is "
+            f"{vision.hidden_size} and text_config.hidden_size {text.hidden_size}"
+        )
+    theirs = head.theirs(config)
+    kept = {name: value for name, value in model.state_dict().items() if not name.startswith(_TRAINING_ONLY)}
+    folder.fill(theirs, invert(head.in_tree), kept)
+    if model.can_generate():
+        for part in (theirs, theirs.text_decoder):  # the first is saved, the second is what its generate() asks
+            folder.carry_generation(model.generation_config.to_diff_dict(), part)
     return theirs.eval()
 
 
@@ -161,12 +121,12 @@ def to_release_keys(tensors: Mapping[str, torch.Tensor], head: str = "captioning
     return apply(invert(HEADS[head].release), tensors).tensors
 
 
-def _converted(part, checkpoint, variant, config, image_size, vocab, output, verify) -> Conversion:
+def _converted(part, checkpoint, variant, config, image_size, vocab, head, output, verify) -> Conversion:
     if output is not None:
         folder.check_output(output)
     source = command.open_source(checkpoint)
     build = _vision if part == "vision" else _head
-    conversion = build(source, variant, config, image_size, vocab)
+    conversion = build(source, variant, config, image_size, vocab, head)
     conversion.model.eval()
     if verify:
         _verify(conversion.model)
@@ -194,9 +154,13 @@ def _is_release(source: Checkpoint) -> bool:
     return False
 
 
-def _head(source: Checkpoint, variant, config, image_size, vocab) -> Conversion:
+def _head(source: Checkpoint, variant, config, image_size, vocab, wanted) -> Conversion:
     released, words = _is_release(source), None
     name = head_of(source.tensors)
+    if wanted not in (None, name):
+        if (wanted, name) != ("answering", "pretraining"):
+            raise ValueError(f"head 'answering' is made of a pretraining checkpoint, not {wanted!r} of one for {name}")
+        name = wanted
     head = HEADS[name]
     if released:
         words = vocabulary_of(vocab, source.folder)
@@ -205,8 +169,10 @@ def _head(source: Checkpoint, variant, config, image_size, vocab) -> Conversion:
         raise ValueError(f"transformers has no BLIP for {name}: these keys are of something else")
     else:
         fields, rules = blip_rules.in_tree_fields(source.config), head.in_tree
-        if name == "matching":
+        if name != "captioning":
             fields["momentum"] = None
+        if name == "answering":
+            fields["answers_read_padding"] = True
     model = head.cls(_config(fields, variant, config, image_size))
     dropped = folder.fill(model, rules, source.tensors)
     if released:
@@ -218,7 +184,7 @@ def _head(source: Checkpoint, variant, config, image_size, vocab) -> Conversion:
     return Conversion(model, processor, dropped)
 
 
-def _vision(source: Checkpoint, variant, config, image_size, vocab) -> Conversion:
+def _vision(source: Checkpoint, variant, config, image_size, vocab, wanted) -> Conversion:
     if _is_release(source):
         fields, rules = blip_rules.release_fields(source.tensors, None), blip_rules.RELEASE_VISION
     else:
@@ -240,8 +206,9 @@ def _verify(model: PreTrainedModel) -> None:
         second = {"pixel_values_second": pixels.flip(0)} if isinstance(model, BlipForVisualReasoning) else {}
         folder.require_finite("states", model(pixels, input_ids=ids, **second).last_hidden_state)
         return
-    outputs = model(pixels)
-    if isinstance(model, BlipForConditionalGeneration):
+    asked = isinstance(model, BlipForVisualQuestionAnswering)
+    outputs = model(pixels, torch.full((len(pixels), 4), model.config.enc_token_id)) if asked else model(pixels)
+    if asked or isinstance(model, BlipForConditionalGeneration):
         folder.require_finite("logits", outputs.logits)
     else:
         folder.require_finite("image tokens", outputs.last_hidden_state)
@@ -252,8 +219,8 @@ def _opened(path: Path) -> Conversion | None:
     if command.model_type_of(path) != BlipConfig.model_type:
         return None
     named = BlipConfig.from_pretrained(path).architectures or []
-    retrieval = BlipForImageTextRetrieval.__name__ in named
-    model = (BlipForImageTextRetrieval if retrieval else BlipForConditionalGeneration).from_pretrained(path).eval()
+    classes = [head.cls for head in HEADS.values() if head.in_tree is not None and head.cls.__name__ in named]
+    model = next(iter(classes), BlipForConditionalGeneration).from_pretrained(path).eval()
     processor = BlipProcessor.from_pretrained(path) if (path / "tokenizer.json").is_file() else None
     return Conversion(model, processor, {})
 
@@ -268,12 +235,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = command.argument_parser(__doc__, VARIANTS, "BlipConfig")
     parser.add_argument("--vocab", type=Path, help="the release's vocab.txt; default: the one beside the checkpoint")
     parser.add_argument("--part", choices=("model", "vision"), default="model", help="all, or the image tower")
+    parser.add_argument("--head", choices=("answering",), help="what to make of a pretraining checkpoint")
     args = parser.parse_args(argv)
     if args.to == "transformers" and args.part == "vision":
         parser.error("--to transformers writes a whole model: leave --part out")
 
     def convert_to(output: Path | None) -> Conversion:
-        wishes = (args.variant, args.config, args.image_size, args.vocab)
+        wishes = (args.variant, args.config, args.image_size, args.vocab, args.head)
         return _converted(args.part, args.checkpoint, *wishes, output, args.verify)
 
     def notes(conversion: Conversion) -> Iterator[str]:
@@ -282,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
         if conversion.processor is None and args.part == "model":
             yield "no processor written: give --vocab, or a folder with a tokenizer"
 
-    return command.run("convert_blip", args, convert_to, _opened, _in_tree, wishes=("vocab",), notes=notes)
+    return command.run("convert_blip", args, convert_to, _opened, _in_tree, wishes=("vocab", "head"), notes=notes)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from hfvlm.conversion.rules import Fresh, Rename, Rule, Transpose
+from hfvlm.conversion.rules import Drop, Fresh, Rename, Rule, Transpose
 from hfvlm.conversion.towers import bert_rules, vit_rules
 
 
@@ -52,6 +52,14 @@ def queue_rules(pointer: str, with_ids: bool) -> tuple[Rule, ...]:
         Rename(pointer, ("image_queue.pointer", "text_queue.pointer")),
         ids if with_ids else Fresh("image_queue.ids", "not stored: unknown"),
     )
+
+
+#: what a head that answers has no use for, in a pretraining checkpoint
+NOT_ANSWERING = tuple(
+    Drop(key, "not part of a head that answers")
+    for key in ("vision_proj.{p}", "text_proj.{p}", "vision_proj_m.{p}", "text_proj_m.{p}", "itm_head.{p}", "temp")
+    + ("image_queue", "text_queue", "queue_ptr")
+)
 
 
 def momentum_fields(tensors: Mapping[str, torch.Tensor]) -> dict[str, int | float | None]:

@@ -79,7 +79,8 @@ def test_public_names_are_the_registered_classes():
     rows = registry.ARCHITECTURES.values()
     classes = {name for row in rows for name, path in row.classes.items() if path.startswith("hfvlm.")}
     autos = {name for row in rows for name in row.heads if not hasattr(transformers, name)}
-    assert set(hfvlm.__all__) == classes | autos | {"pipeline", "register", "__version__"}
+    functions = {"pipeline", "register", "load_model", "load_model_and_preprocess", "__version__"}
+    assert set(hfvlm.__all__) == classes | autos | functions
     assert all(hasattr(hfvlm, name) for name in hfvlm.__all__)
     with pytest.raises(AttributeError, match="module 'hfvlm' has no attribute 'BlopModel'"):
         hfvlm.BlopModel  # noqa: B018

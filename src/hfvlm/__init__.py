@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # what __getattr__ imports
         AutoModelForVisualReasoning,
     )
     from hfvlm.lavis import load_model, load_model_and_preprocess
+    from hfvlm.models.albef.answering_albef import AlbefForVisualQuestionAnswering
     from hfvlm.models.albef.classes_albef import AlbefForImageClassification, AlbefForVisualReasoning
     from hfvlm.models.albef.configuration_albef import AlbefConfig
     from hfvlm.models.albef.modeling_albef import AlbefModel
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # what __getattr__ imports
     from hfvlm.models.align.configuration_align import AlignConfig
     from hfvlm.models.align.modeling_align import AlignModel, AlignTextModel, AlignVisionModel
     from hfvlm.models.align.processing_align import AlignProcessor
+    from hfvlm.models.blip.answering_blip import BlipForVisualQuestionAnswering
     from hfvlm.models.blip.classes_blip import BlipForImageClassification, BlipForVisualReasoning
     from hfvlm.models.blip.configuration_blip import BlipConfig
     from hfvlm.models.blip.modeling_blip import BlipForConditionalGeneration, BlipModel
@@ -85,6 +87,7 @@ __all__ = [
     "AlbefForImageClassification",
     "AlbefForImageTextRetrieval",
     "AlbefForPreTraining",
+    "AlbefForVisualQuestionAnswering",
     "AlbefForVisualReasoning",
     "AlbefModel",
     "AlbefProcessor",
@@ -102,6 +105,7 @@ __all__ = [
     "BlipForImageClassification",
     "BlipForImageTextRetrieval",
     "BlipForPreTraining",
+    "BlipForVisualQuestionAnswering",
     "BlipForVisualReasoning",
     "BlipModel",
     "BlipProcessor",

@@ -1,5 +1,7 @@
 """What the configurations of fusion models (ALBEF, BLIP) share."""
 
+import copy
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -29,6 +31,9 @@ class FusionConfig(PreTrainedConfig):
         alpha: how much of the targets is the teacher's own distribution, 0 to 1.
         alpha_steps: training steps over which alpha grows from 0; 0: it is constant.
         label_smoothing: of the language-modelling losses.
+        decoder_layers: of the tower that writes answers; None: as many as fuse.
+        answers_read_padding: answers are generated from the padding of questions, too, so that they depend on the
+            batch, as BLIP's release and transformers do; its converter sets this. Ranking and training never do.
     """
 
     sub_configs = {"vision_config": PreTrainedConfig, "text_config": BertTowerConfig}
@@ -37,7 +42,14 @@ class FusionConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = [
         *("loss_itc", "loss_itm", "loss_mlm", "loss_lm", "loss_cls", "past_key_values", "encoder_last_hidden_state"),
         *("logits_per_image", "logits_per_text", "itm_logits", "vision_model_output", "text_model_output"),
-        *("second_vision_model_output", "last_hidden_state", "hidden_states", "attentions", "cross_attentions"),
+        *(
+            "question_model_output",
+            "second_vision_model_output",
+            "last_hidden_state",
+            "hidden_states",
+            "attentions",
+            "cross_attentions",
+        ),
     ]
 
     vision_config: dict | PreTrainedConfig | None = None
@@ -49,6 +61,8 @@ class FusionConfig(PreTrainedConfig):
     alpha: float = 0.4
     alpha_steps: int = 0
     label_smoothing: float = 0.0
+    decoder_layers: int | None = None
+    answers_read_padding: bool = False
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
 
@@ -76,13 +90,20 @@ class FusionConfig(PreTrainedConfig):
             )
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
-        require_positive(self, "initial_temperature", "queue_size")
+        require_positive(self, "initial_temperature", "queue_size", "decoder_layers")
         check_alpha(self.alpha)
         if self.momentum is not None and not 0.0 <= self.momentum <= 1.0:
             raise ValueError(f"momentum must be between 0 and 1, or None for no teacher; got {self.momentum}")
         for field in ("projection_dim", "alpha_steps"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field} must not be negative (0: none), got {getattr(self, field)}")
+
+    def answering_config(self) -> BertTowerConfig:
+        """Of the tower that writes answers: the text tower's layers that fuse, reading states of its width."""
+        text = copy.deepcopy(self.text_config)
+        text.num_hidden_layers = self.decoder_layers or text.num_hidden_layers - text.fusion_layer
+        text.encoder_hidden_size, text.fusion_layer, text.is_decoder = text.hidden_size, 0, True
+        return text
 
     @classmethod
     def variant(cls, name: str, **overrides) -> "FusionConfig":

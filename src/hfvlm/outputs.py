@@ -108,6 +108,51 @@ class FusionOutput(ModelOutput):
 
 
 @dataclass
+class AnswerOutput(ModelOutput):
+    """What a model that answers questions returns.
+
+    Args:
+        loss: scalar, when `labels` are given; `loss_lm` is the same, by its name.
+        logits: `[answers, length, vocab_size]`, or only the positions that `logits_to_keep` asks for.
+        past_key_values: self-attention keys and values an answer, cross-attention ones a question.
+        decoder_hidden_states, decoder_attentions, cross_attentions: of answers, a tensor a layer, where asked for.
+        encoder_last_hidden_state: `[questions, length, hidden_size]`, questions read with their images.
+        question_model_output: what `encode_questions` returns, unless it was given.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_lm: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: EncoderDecoderCache | None = None
+    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    encoder_last_hidden_state: torch.FloatTensor | None = None
+    question_model_output: FusionOutput | None = None
+
+
+@dataclass
+class AnswerRanking(ModelOutput):
+    """What `rank_answers` returns of `k` answers a question.
+
+    Args:
+        answers: `[questions, k]`, long: indices into the list, the best first.
+        scores: `[questions, k]`, theirs.
+        candidates: `[questions, k]`, long: the same answers, the likeliest first tokens first.
+        first_token_probabilities, log_likelihoods: `[questions, k]`, of the candidates: of their first tokens, and of
+            the whole answers under the smoothed targets of training.
+        first_token_logits: `[questions, vocab_size]`.
+    """
+
+    answers: torch.LongTensor | None = None
+    scores: torch.FloatTensor | None = None
+    candidates: torch.LongTensor | None = None
+    first_token_probabilities: torch.FloatTensor | None = None
+    log_likelihoods: torch.FloatTensor | None = None
+    first_token_logits: torch.FloatTensor | None = None
+
+
+@dataclass
 class FusionClassificationOutput(ModelOutput):
     """What a fusion model that chooses among classes returns.
 

@@ -10,7 +10,7 @@ import torch
 from tiny import HEADS, tiny_config, tiny_model
 from transformers import GenerationMixin, PreTrainedConfig
 
-from hfvlm.generation import ImageGenerationMixin
+from hfvlm.generation import ImageGenerationMixin, SharedMemoryMixin
 from hfvlm.registry import find, load
 
 
@@ -39,6 +39,15 @@ TINY_TOWERS = {
         "hidden_size": 40,
     },
 }
+
+
+#: arguments that are texts, ids and mask
+TEXTS = {"input_ids": "attention_mask", "decoder_input_ids": "decoder_attention_mask"}
+
+
+def written_by(forward: Callable) -> tuple[str, str]:
+    """The last of `TEXTS` that `forward` takes."""
+    return [pair for pair in TEXTS.items() if pair[0] in inspect.signature(forward).parameters][-1]
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,11 @@ class Head:
         return set(names) <= set(inspect.signature(self.cls.forward).parameters)
 
     @property
+    def written(self) -> tuple[str, str]:
+        """The arguments that are what is written, ids and mask: the text, or, where that is read, the answer."""
+        return written_by(self.cls.forward)
+
+    @property
     def images(self) -> list[str]:
         """The arguments that are pixels: one, or one a view."""
         return [name for name in inspect.signature(self.cls.forward).parameters if name.startswith("pixel_values")]
@@ -111,13 +125,17 @@ WITH_TEXT = heads(lambda head: head.takes("input_ids"))
 #: text that reads the image; text and image encoded apart, and compared
 FUSED = heads(lambda head: head.reads_images_into_text)
 TWO_TOWERS = heads(lambda head: head.takes("input_ids", "pixel_values", "return_loss"))
-#: those that write text, and that write it with an encoder-decoder
+#: those that write text, that write it with an encoder-decoder whose memory the rows share, and of an image alone
 GENERATIVE = heads(lambda head: issubclass(head.cls, GenerationMixin))
+SHARING = heads(lambda head: issubclass(head.cls, SharedMemoryMixin))
 ENCODER_DECODERS = heads(lambda head: issubclass(head.cls, ImageGenerationMixin))
 #: those that learn: from labels (of each token, or of each image), or from the inputs themselves
 LABELLED = heads(lambda head: head.takes("labels"))
 LEARNERS = heads(lambda head: head.takes("labels") or head.takes("return_loss"))
 TEXT_LEARNERS = heads(lambda head: head.takes("labels", "input_ids", "logits_to_keep"))
+ANSWERERS = heads(lambda head: head.takes("labels", "decoder_input_ids"))
+#: those whose loss is a mean over labels: `Trainer` counts them over the batches that it accumulates
+COUNTED = heads(lambda head: head.takes("labels", "num_items_in_batch"))
 CLASSIFIERS = heads(lambda head: head.takes("labels") and not head.takes("input_ids"))
 SELF_TAUGHT = heads(lambda head: head.takes("return_loss"))
 RESIZING = heads(lambda head: head.takes("interpolate_pos_encoding"))
@@ -155,7 +173,8 @@ every_build = every([*CLASSES, *OTHER_TOWERS])
 def tiny_batch(
     model: torch.nn.Module, images: int = 2, texts: int = 1, length: int = 12, seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """Random pixels and ids, of what the model's `forward` takes: `texts` texts an image, all of `length` tokens.
+    """Random pixels and ids, of what the model's `forward` takes: `texts` texts an image, all of `length` tokens, and
+    an answer to each if it takes answers.
 
     12 tokens are more than the few queries for which fp32 attention on CPU leaves sdpa (`CPU_MATMUL_QUERIES`).
     """
@@ -166,9 +185,10 @@ def tiny_batch(
             vision = model.config.vision_config
             size = (images, vision.num_channels, vision.image_size, vision.image_size)
             batch[name] = torch.randn(size, generator=generator)
-    if "input_ids" in parameters:
-        batch["input_ids"] = random_texts(model.config.text_config, images * texts, length, generator)
-        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    for ids, mask in TEXTS.items():
+        if ids in parameters:
+            batch[ids] = random_texts(model.config.text_config, images * texts, length, generator)
+            batch[mask] = torch.ones_like(batch[ids])
     return batch
 
 
@@ -189,24 +209,24 @@ def to_learn(model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
     parameters = inspect.signature(type(model).forward).parameters
     if "return_loss" in parameters:
         return {**batch, "return_loss": True}
-    if "logits_to_keep" not in parameters and "decoder_input_ids" not in parameters:  # a class each
+    if "logits_to_keep" not in parameters:  # a class each
         rows = len(batch.get("input_ids", batch["pixel_values"]))
         return {**batch, "labels": torch.arange(rows) % model.config.num_labels}
-    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    ids, mask = written_by(type(model).forward)
+    labels = batch[ids].masked_fill(batch[mask] == 0, -100)
     labels[:, 0] = -100
     return {**batch, "labels": labels}
 
 
 def pad(batch: dict[str, torch.Tensor], amount: int, side: str, pad_token_id: int = 0) -> dict[str, torch.Tensor]:
     """The batch with `amount` padding tokens on one side of every text, if it has texts."""
-    if "input_ids" not in batch:
-        return batch
     width = (amount, 0) if side == "left" else (0, amount)
-    return {
-        **batch,
-        "input_ids": torch.nn.functional.pad(batch["input_ids"], width, value=pad_token_id),
-        "attention_mask": torch.nn.functional.pad(batch["attention_mask"], width),
-    }
+    padded = {}
+    for ids, mask in TEXTS.items():
+        if ids in batch:
+            padded[ids] = torch.nn.functional.pad(batch[ids], width, value=pad_token_id)
+            padded[mask] = torch.nn.functional.pad(batch[mask], width)
+    return {**batch, **padded}
 
 
 def rows(batch: dict[str, Any], start: int, stop: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from contract.heads import (
+    ANSWERERS,
     ARCHITECTURES,
     CLASSIFIERS,
     ENCODER_DECODERS,
@@ -141,8 +142,9 @@ def test_padding_takes_no_position(head):
 def test_labels_out_of_line_with_the_inputs(head):
     model = head.model()
     batch = tiny_batch(model)
-    with pytest.raises(ValueError, match=r"labels \[2, 11\] must be aligned with input_ids \[2, 12\]"):
-        model(**batch, labels=batch["input_ids"][:, 1:])
+    ids, _ = head.written
+    with pytest.raises(ValueError, match=rf"labels \[2, 11\] must be aligned with {ids} \[2, 12\]"):
+        model(**batch, labels=batch[ids][:, 1:])
 
 
 @every(CLASSIFIERS)
@@ -198,16 +200,62 @@ def test_misspelt_labels_are_not_swallowed(head):
         model(lables=batch.pop("labels"), **batch)
 
 
-@every(ENCODER_DECODERS)
+@every(TEXT_LEARNERS)
 def test_labels_alone_that_mask_a_prompt(head):
     model = head.model()
     batch = tiny_batch(model)
-    labels = batch["input_ids"].clone()
+    ids, _ = head.written
+    labels = batch[ids].clone()
     labels[0, :3] = -100
-    with pytest.raises(ValueError, match="pass input_ids too, the masked prompt cannot be recovered from"):
-        model(pixel_values=batch["pixel_values"], labels=labels)
-    if head in TEXT_LEARNERS:
-        assert model(**batch, labels=labels).loss.isfinite()
+    alone = {name: value for name, value in batch.items() if name not in head.written}
+    with pytest.raises(ValueError, match=f"pass {ids} too, the masked prompt cannot be recovered from"):
+        model(**alone, labels=labels)
+    assert model(**batch, labels=labels).loss.isfinite()
+
+
+@every(ANSWERERS)
+def test_answers_and_questions_that_do_not_fit(head):
+    model = head.model()
+    batch = tiny_batch(model, images=2)
+    labels = to_learn(model, batch)["labels"]
+    question = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")}
+    for missing in ("pixel_values", "input_ids"):
+        with pytest.raises(ValueError, match=f"a question is read with its image: pass {missing}, or encoder_outputs"):
+            model(**{**question, missing: None}, labels=labels)
+    with pytest.raises(ValueError, match="the list of answers is empty"):
+        model(**question, decoder_input_ids=labels[:0])
+    three = torch.cat([labels, labels[:1]])
+    with pytest.raises(ValueError, match="3 answers cannot be shared evenly among 2 questions: pass answer_counts"):
+        model(**question, labels=three)
+    for counts in ([1, 1], [3], [4, -1], [1, 1, 1]):
+        with pytest.raises(ValueError, match=r"answer_counts must be \[2\].*add up to the 3 answers"):
+            model(**question, labels=three, answer_counts=torch.tensor(counts))
+    with pytest.raises(ValueError, match=r"answer_weights must be \[3\], one an answer, got \[2\]"):
+        model(**question, labels=three, answer_counts=torch.tensor([1, 2]), answer_weights=torch.ones(2))
+
+
+@every(ANSWERERS)
+def test_answers_that_cannot_be_ranked(head):
+    model = head.model()
+    batch = tiny_batch(model, images=2)
+    question = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")}
+    answers = batch["decoder_input_ids"]
+    for answers_given, message in (
+        (None, "the list of answers is empty"),
+        (answers[:0], "the list of answers is empty"),
+        (answers[:, :1], "a start token and one more at least"),
+        (answers.index_fill(1, torch.arange(1, 12), model.config.text_config.pad_token_id), "or is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.rank_answers(**question, answer_ids=answers_given)
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        model.rank_answers(**question, answer_ids=answers, k=0)
+    with pytest.raises(ValueError, match=r"answer_mask \[2, 11\] must have the shape of answer_ids \[2, 12\]"):
+        model.rank_answers(**question, answer_ids=answers, answer_mask=torch.ones(2, 11))
+    with pytest.raises(ValueError, match="a question is read with its image: pass pixel_values"):
+        model.rank_answers(input_ids=batch["input_ids"], answer_ids=answers)
+    with pytest.raises(ValueError, match="a question is read with its image: pass input_ids"):
+        model.generate(pixel_values=batch["pixel_values"])
 
 
 @every(ENCODER_DECODERS)

@@ -107,10 +107,13 @@ def test_attentions_and_hidden_states_of_texts_that_share_an_image(head):
     tokens = model.get_image_features(batch["pixel_values"]).last_hidden_state.shape[1]
     count, length = batch["input_ids"].shape
     outputs = model(**batch, output_attentions=True, output_hidden_states=True)
+    repeated = {name: batch[name].repeat_interleave(3, 0) for name in head.images}
+    alone = model(**{**batch, **repeated}, output_attentions=True)
+    outputs, alone = (made.get("question_model_output", made) for made in (outputs, alone))
     tower = model.text_model
     fusing = sum(isinstance(module, CrossAttention) for module in tower.modules())
     read = sum(isinstance(module, BertLayer) for module in tower.modules())
-    if text.fusion_layer and "text_model_output" in outputs:  # by the layers below, before it is fused
+    if text.fusion_layer and outputs.get("text_model_output") is not None:  # by the layers below, before it is fused
         read -= text.fusion_layer
     texts, images = outputs, outputs
     names = ["decoder_hidden_states", "decoder_attentions", "encoder_hidden_states", "encoder_attentions"]
@@ -127,8 +130,6 @@ def test_attentions_and_hidden_states_of_texts_that_share_an_image(head):
         assert len(values) == layers
         assert {tuple(value.shape) for value in values} == {shape}
     # the weights of a text are its own, not another one's that shares the image
-    repeated = {name: batch[name].repeat_interleave(3, 0) for name in head.images}
-    alone = model(**{**batch, **repeated}, output_attentions=True)
     torch.testing.assert_close(outputs["cross_attentions"][-1], alone["cross_attentions"][-1], rtol=1e-4, atol=1e-5)
 
 

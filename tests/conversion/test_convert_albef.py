@@ -14,6 +14,8 @@ HEADS = {
     "text_config": {"num_attention_heads": 4},
     "mask_token_id": 4,
 }
+#: and what a vocabulary would tell
+STARTED = {**HEADS, "text_config": {"num_attention_heads": 4, "bos_token_id": 2}}
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -70,3 +72,40 @@ def test_what_does_not_fit_is_named(tmp_path, capsys):
         convert(tensors, config=HEADS, vocab=tmp_path / "vocab.txt")
     assert main(["--checkpoint", str(tmp_path / "none.pth"), "--output", str(tmp_path / "out")]) == 1
     assert "convert_albef: error:" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("teacher", [True, False])
+def test_a_release_that_answers_comes_back_whole(teacher, tmp_path):
+    """Whatever its decoder's layers; with its teacher, or without."""
+    fields = {"decoder_layers": 3, **({} if teacher else {"momentum": None})}
+    model = tiny_model("albef", "AutoModelForVisualQuestionAnswering", **fields)
+    tensors = to_release_keys(model.state_dict(), "answering")
+    assert any(name.startswith("text_decoder_m.") for name in tensors) is teacher
+    converted = convert(tensors, config=STARTED, output=tmp_path / "out", verify=True)
+    assert type(converted) is type(model) and converted.config.decoder_layers == 3
+    state = model.state_dict()
+    assert state.keys() == converted.state_dict().keys()
+    assert all(torch.equal(value, state[name]) for name, value in converted.state_dict().items())
+
+
+def test_a_pretraining_checkpoint_starts_a_head_that_answers():
+    """The layers that fuse are the decoder's first weights, and masked words' scores its own; the teacher's too."""
+    wide = tiny_model("albef", "AutoModelForPreTraining", vision_config={"hidden_size": 48})
+    tensors = to_release_keys(wide.state_dict(), "pretraining")
+    converted = convert(tensors, config=STARTED, head="answering", verify=True)
+    pretrained, state = wide.state_dict(), converted.state_dict()
+    for prefix in ("", "teacher_"):
+        for name in ("text_model.layers.3.cross_attention.q.weight", "vision_model.norm.weight", "lm_head.norm.bias"):
+            assert torch.equal(state[prefix + name], pretrained[prefix + name])
+        for ours, theirs in (
+            ("layers.0.causal_attention.qkv.weight", "layers.2.attention.qkv.weight"),
+            ("layers.1.mlp.fc1.bias", "layers.3.mlp.fc1.bias"),
+            ("embeddings.word.weight", "embeddings.word.weight"),
+        ):
+            assert torch.equal(state[f"{prefix}text_decoder.{ours}"], pretrained[f"{prefix}text_model.{theirs}"])
+    _, tensors = release("pretraining")
+    with pytest.raises(KeyMismatch, match="crossattention"):  # its images are 40 wide, the decoder reads 48
+        convert(tensors, config=HEADS, head="answering")
+    _, retrieval = release("retrieval")
+    with pytest.raises(ValueError, match="made of a pretraining checkpoint, not 'answering' of one for retrieval"):
+        convert(retrieval, config=HEADS, head="answering")

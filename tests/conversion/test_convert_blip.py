@@ -154,6 +154,30 @@ def test_a_pretraining_checkpoint_gives_every_head(tmp_path):
         convert({**release, "text_encoder.x": torch.zeros(1)}, config=HEADS)
 
 
+def test_checkpoints_that_answer(tmp_path):
+    """A release's, and of a pretraining checkpoint what question answering starts from."""
+    wide = {"vision_config": {"hidden_size": 48}}  # a pretrained decoder reads images, one that answers reads texts
+    model = tiny_model("blip", "AutoModelForVisualQuestionAnswering")
+    release = to_release_keys(model.state_dict(), "answering")
+    converted = convert(release, config=HEADS, output=tmp_path / "blip", verify=True)
+    assert type(converted) is hfvlm.BlipForVisualQuestionAnswering
+    assert_same_weights(converted, model)
+    assert converted.config.release_beam_search and converted.config.answers_read_padding
+
+    pretrained = tiny_model("blip", "AutoModelForPreTraining", **wide)
+    started = convert(pretraining_release(pretrained), config=HEADS, head="answering", verify=True)
+    assert type(started) is hfvlm.BlipForVisualQuestionAnswering and not started.config.answers_read_padding
+    ours, theirs = started.state_dict(), pretrained.state_dict()
+    for name in ("causal_attention.qkv.weight", "mlp.fc1.weight", "cross_attention.kv.weight"):
+        assert torch.equal(ours[f"text_decoder.layers.1.{name}"], theirs[f"text_model.layers.1.{name}"])
+    assert torch.equal(
+        ours["text_model.layers.1.attention.qkv.bias"], theirs["text_model.layers.1.attention.qkv.bias"]
+    )
+    with pytest.raises(ValueError, match="made of a pretraining checkpoint, not 'answering' of one for captioning"):
+        captioner = tiny_model("blip", "AutoModelForImageTextToText")
+        convert(to_release_keys(captioner.state_dict()), config=HEADS, head="answering")
+
+
 @pytest.mark.parametrize("head", ["retrieval", "matching"])
 def test_retrieval_checkpoints_with_their_queue_or_without(head, tmp_path):
     model = tiny_model("blip", "AutoModelForImageTextRetrieval", **({} if head == "retrieval" else {"momentum": None}))

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import golden_albef
+import golden_answers
 import golden_blip
 import golden_blip_pairs
 import golden_classes
@@ -27,11 +28,14 @@ COMPARISONS = {
     "blip_nlvr_from_base": golden_classes.merged_from_base,
     "albef_pretrain": golden_albef.pretraining,
     "albef_retrieval": golden_albef.retrieval,
+    "albef_from_pretrain": golden_answers.albef_from_pretraining,
+    "albef_vqa": golden_answers.albef,
     "blip_caption": golden_blip.caption,
     "blip_feature_extractor": golden_blip_pairs.features,
     "blip_itm": golden_blip_pairs.itm,
     "blip_pretrain": golden_blip_pairs.pretraining,
     "blip_retrieval": golden_blip_pairs.retrieval,
+    "blip_vqa": golden_answers.blip,
     "lavis_albef_feature_extractor": golden_albef.lavis_features,
     "lavis_blip_feature_extractor": golden_blip_pairs.lavis_features,
     "blip_pos_interp": golden_blip.pos_interp,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hfvlm.cli import caption, classify, embed, evaluate, info, match, search
+from hfvlm.cli import ask, caption, classify, embed, evaluate, info, match, search
 from hfvlm.cli.console import print_error
 from hfvlm.version import __version__
 
@@ -23,6 +23,7 @@ app.command()(search.search)
 app.command()(classify.classify)
 app.command()(evaluate.evaluate)
 app.command()(match.match)
+app.command()(ask.ask)
 app.command()(info.info)
 
 

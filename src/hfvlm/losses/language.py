@@ -28,3 +28,25 @@ def next_token_loss(
     total = nn.functional.cross_entropy(scores, targets[learned], label_smoothing=label_smoothing, reduction="sum")
     count = learned.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
     return total / count
+
+
+def inputs_of_labels(labels: torch.LongTensor, start: int, pad: int | None, name: str) -> torch.LongTensor:
+    """The decoder's inputs `[batch, length]` that labels alone tell: the start token, whatever column 0 holds, then
+    the labels.
+
+    Args:
+        name: the argument that would tell a masked prompt, for the error.
+
+    Raises:
+        ValueError: a token follows a -100, so that the text cannot be recovered.
+    """
+    if not torch.compiler.is_compiling():
+        learned = labels[:, 1:] != -100
+        if (learned[:, 1:] & ~learned[:, :-1]).any():
+            raise ValueError(
+                f"labels mask tokens (-100) before others: pass {name} too, the masked prompt cannot be recovered "
+                "from labels"
+            )
+    inputs = labels.masked_fill(labels == -100, pad or 0)
+    inputs[:, 0] = start
+    return inputs

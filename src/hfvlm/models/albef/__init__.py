@@ -16,6 +16,7 @@ register(
         "AutoModelForImageTextRetrieval": f"{__name__}.pretraining_albef:AlbefForImageTextRetrieval",
         # the same, by a class that transformers has: its pipelines can be asked for nothing else
         "AutoModelForZeroShotImageClassification": f"{__name__}.pretraining_albef:AlbefForImageTextRetrieval",
+        "AutoModelForVisualQuestionAnswering": f"{__name__}.answering_albef:AlbefForVisualQuestionAnswering",
     },
     pipelines={
         "image-text-matching": (
@@ -25,6 +26,10 @@ register(
         "image-text-retrieval": (
             "hfvlm.pipelines.image_text_retrieval:ImageTextRetrievalPipeline",
             "AutoModelForZeroShotImageClassification",
+        ),
+        "visual-question-answering": (
+            "hfvlm.pipelines.visual_question_answering:VisualQuestionAnsweringPipeline",
+            "AutoModelForVisualQuestionAnswering",
         ),
     },
 )

@@ -1,6 +1,7 @@
 """ALBEF configuration and its published size."""
 
 from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
 
 from hfvlm.fusion_config import FusionConfig
 
@@ -64,6 +65,11 @@ class AlbefConfig(FusionConfig):
     queue_size: int = 65536
     mlm_probability: float = 0.15
     mask_token_id: int = 103
+    is_encoder_decoder: bool = True
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """The decoder's is that of the tower that writes answers, which may have another number of layers."""
+        return self.answering_config() if decoder and not encoder else super().get_text_config(decoder, encoder)
 
     def validate_architecture(self):
         super().validate_architecture()

@@ -8,10 +8,11 @@ from hfvlm.fusion import FusionModel, FusionPreTrainedModel
 from hfvlm.models.albef.configuration_albef import AlbefConfig
 
 
-#: what a pretraining folder holds beside retrieval, and beside features
-NOT_MATCHING = (r"^lm_head\.", r"^teacher_", r"^(image|text)_queue\.")
+#: what another head's folder holds beside retrieval, features, a head that chooses classes, and one that answers
+NOT_MATCHING = (r"^text_decoder\.", r"^lm_head\.", r"^teacher_", r"^(image|text)_queue\.")
 NOT_FEATURES = (*NOT_MATCHING, r"^itm_head\.", r"^temp$", r"^cls_head\.", r"^text_model\.second_layers\.")
 NOT_CLASSES = (*NOT_MATCHING, r"^itm_head\.", r"^temp$", r"^vision_proj\.", r"^text_proj\.")
+NOT_ANSWERING = (*NOT_FEATURES[1:], r"^vision_proj\.", r"^text_proj\.")
 
 
 class AlbefPreTrainedModel(FusionPreTrainedModel):

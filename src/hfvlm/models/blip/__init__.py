@@ -17,6 +17,7 @@ register(
         "AutoModelForImageTextRetrieval": f"{__name__}.pretraining_blip:BlipForImageTextRetrieval",
         # the same, by a class that transformers has: its pipelines can be asked for nothing else
         "AutoModelForZeroShotImageClassification": f"{__name__}.pretraining_blip:BlipForImageTextRetrieval",
+        "AutoModelForVisualQuestionAnswering": f"{__name__}.answering_blip:BlipForVisualQuestionAnswering",
     },
     pipelines={
         "image-to-text": ("hfvlm.pipelines.image_to_text:ImageToTextPipeline", "AutoModelForImageTextToText"),
@@ -27,6 +28,10 @@ register(
         "image-text-retrieval": (
             "hfvlm.pipelines.image_text_retrieval:ImageTextRetrievalPipeline",
             "AutoModelForZeroShotImageClassification",
+        ),
+        "visual-question-answering": (
+            "hfvlm.pipelines.visual_question_answering:VisualQuestionAnsweringPipeline",
+            "AutoModelForVisualQuestionAnswering",
         ),
     },
 )

@@ -13,13 +13,14 @@ from transformers.utils.generic import can_return_tuple
 from hfvlm.encoders.bert import BertLmHead, BertTower
 from hfvlm.fusion import FusionModel, FusionPreTrainedModel
 from hfvlm.generation import ImageGenerationMixin
-from hfvlm.losses.language import next_token_loss
+from hfvlm.losses.language import inputs_of_labels, next_token_loss
 from hfvlm.models.blip.configuration_blip import BlipConfig
 from hfvlm.outputs import ImageTextLmOutput
 
 
-#: what a pretraining folder holds beside retrieval, features, and a captioner
+#: what another head's folder holds beside retrieval, features, a captioner, and a head that answers
 NOT_MATCHING = (
+    r"^text_decoder\.",
     r"^text_model\.layers\.\d+\.causal_attention(_norm)?\.",
     r"^lm_head\.",
     r"^teacher_",
@@ -31,8 +32,9 @@ NOT_FEATURES = (
 )
 NOT_CAPTIONING = (
     r"^text_model\.layers\.\d+\.attention(_norm)?\.",
-    *(r"^vision_proj\.", r"^text_proj\.", *NOT_FEATURES[2:]),
+    *(r"^vision_proj\.", r"^text_proj\.", *NOT_FEATURES[3:]),
 )
+NOT_ANSWERING = (NOT_MATCHING[1], r"^vision_proj\.", r"^text_proj\.", *NOT_FEATURES[3:])
 NOT_CLASSES = (*NOT_MATCHING, r"^itm_head\.", r"^temp$", r"^vision_proj\.", r"^text_proj\.")
 
 
@@ -127,10 +129,7 @@ class BlipForConditionalGeneration(ImageGenerationMixin, BlipPreTrainedModel):
         self._refuse(kwargs)
         text = self.config.text_config
         if labels is not None and input_ids is None:
-            if not torch.compiler.is_compiling():
-                self._check_unmasked(labels)
-            input_ids = labels.masked_fill(labels == -100, text.pad_token_id)
-            input_ids[:, 0] = text.bos_token_id
+            input_ids = inputs_of_labels(labels, text.bos_token_id, text.pad_token_id, "input_ids")
         if labels is not None and labels.shape != input_ids.shape:
             raise ValueError(f"labels {list(labels.shape)} must be aligned with input_ids {list(input_ids.shape)}")
         if encoder_outputs is None:
@@ -168,13 +167,3 @@ class BlipForConditionalGeneration(ImageGenerationMixin, BlipPreTrainedModel):
             encoder_hidden_states=getattr(encoder_outputs, "hidden_states", None),
             encoder_attentions=getattr(encoder_outputs, "attentions", None),
         )
-
-    @staticmethod
-    def _check_unmasked(labels: torch.LongTensor) -> None:
-        """Refuses labels with a -100 that a token still follows; column 0 is the start token whatever it holds."""
-        learned = labels[:, 1:] != -100
-        if (learned[:, 1:] & ~learned[:, :-1]).any():
-            raise ValueError(
-                "labels mask tokens (-100) before others: pass input_ids too, the masked prompt cannot be recovered "
-                "from labels"
-            )
