@@ -170,8 +170,8 @@ class GroupedPairCollator:
         max_length: tokens a caption may have; None: the processor's own limit.
 
     Raises:
-        ValueError: when called, an item without one of its fields: `Trainer` needs `remove_unused_columns=False`; items
-            with different numbers of captions.
+        ValueError: when called, an item without one of its fields: `Trainer` needs `remove_unused_columns=False`;
+            items with different numbers of captions.
     """
 
     def __init__(self, processor: Any, max_length: int | None = None):
