@@ -2,12 +2,15 @@
 
 import dataclasses
 import inspect
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoProcessor, PreTrainedConfig, PreTrainedModel
 
+from hfvlm.encoders.configuration import BertTowerConfig
 from hfvlm.nn.embedding import resize_positions
 from hfvlm.registry import ARCHITECTURES, Architecture, auto_class, find, load
 from hfvlm.training.mistakes import Mistakes, kind, nearest
@@ -56,7 +59,7 @@ def build_config(recipe: Recipe, task: Task, mistakes: Mistakes) -> tuple[PreTra
                 )
                 return None
             saved = cls.variant(spec["variant"]) if "variant" in spec else cls()
-    except (ValueError, OSError, TypeError) as error:
+    except (ValueError, OSError, TypeError, StrictDataclassError) as error:
         mistakes.add("model.from" if "from" in spec else "model.architecture", str(error))
         return None
     row = find(saved.model_type)
@@ -72,22 +75,32 @@ def build_config(recipe: Recipe, task: Task, mistakes: Mistakes) -> tuple[PreTra
     if len(mistakes.found) > before:
         return None
     try:
-        wanted = _overridden(saved, overrides)
-        validate = getattr(wanted, "validate", None)
-        if validate is not None:
-            validate()
-    except (ValueError, TypeError) as error:
-        mistakes.add("model.config", str(error))
+        wanted = _overridden(saved, overrides) if "from" in spec else _fresh(spec, type(saved))
+        wanted.validate()
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        mistakes.add("model.config", str(error.__cause__ or error))
         return None
     return wanted, saved
+
+
+def _fresh(spec: dict[str, Any], cls: type[PreTrainedConfig]) -> PreTrainedConfig:
+    """A new configuration: fields that follow from others follow from those that the recipe says."""
+    size = cls.variant(spec["variant"]) if "variant" in spec else cls()
+    fields = size.to_dict()
+    overrides = _as_floats(spec.get("config", {}), fields)
+    for name, value in overrides.items():
+        if isinstance(value, dict) and isinstance(fields.get(name), dict):
+            overrides[name] = _as_floats(value, fields[name])
+    return cls.variant(spec["variant"], **overrides) if "variant" in spec else cls(**overrides)
 
 
 def _check_fields(overrides: dict[str, Any], config: PreTrainedConfig, where: str, mistakes: Mistakes) -> None:
     """Whether the config has the fields: it would take any, and ignore those that it does not know."""
     known = {field.name for field in dataclasses.fields(config)}
+    own = sorted(known - {field.name for field in dataclasses.fields(PreTrainedConfig)})
     for name, value in overrides.items():
         if name not in known:
-            mistakes.add(f"{where}.{name}", f"is no field of {type(config).__name__}; {nearest(name, sorted(known))}")
+            mistakes.add(f"{where}.{name}", f"is no field of {type(config).__name__}; {nearest(name, own)}")
         elif isinstance(getattr(config, name, None), PreTrainedConfig):
             if not isinstance(value, dict):
                 mistakes.add(f"{where}.{name}", f"must be a mapping of fields, got {value!r} ({kind(value)})")
@@ -101,8 +114,16 @@ def _overridden(config: PreTrainedConfig, overrides: dict[str, Any]) -> PreTrain
     for name, value in overrides.items():
         part = fields.get(name)
         same = isinstance(value, dict) and isinstance(part, dict) and "model_type" not in value
-        fields[name] = {**part, **value} if same else value
+        fields[name] = {**part, **_as_floats(value, part)} if same else _as_floats({name: value}, fields)[name]
     return type(config).from_dict(fields)
+
+
+def _as_floats(overrides: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """Whole numbers as the fields have them: `alpha: 1` means 1.0."""
+    return {
+        name: float(value) if type(value) is int and isinstance(fields.get(name), float) else value
+        for name, value in overrides.items()
+    }
 
 
 def set_alpha(config: PreTrainedConfig, recipe: Recipe, epoch_steps: int, mistakes: Mistakes) -> None:
@@ -146,29 +167,49 @@ def load_processor(recipe: Recipe, config: PreTrainedConfig, resized: bool, mist
     positions = getattr(text, "max_position_embeddings", None)
     if recipe.max_length is not None and positions is not None and recipe.max_length > positions:
         mistakes.add("max_length", f"must be at most the {positions} positions of the model, got {recipe.max_length}")
+    if isinstance(text, BertTowerConfig):
+        _check_special(processor.tokenizer, config, mistakes)
     size = getattr(vision, "image_size", None)
     if resized and size is not None:
         processor.image_processor.size = {"height": size, "width": size}
     return processor if len(mistakes.found) == before else None
 
 
+def _check_special(tokenizer: Any, config: PreTrainedConfig, mistakes: Mistakes) -> None:
+    """Whether model and tokenizer mean the same words by the ids that have a meaning."""
+    text, vocabulary = config.text_config, tokenizer.get_vocab()
+    means = {
+        "text_config.pad_token_id": (text.pad_token_id, [tokenizer.pad_token]),
+        "text_config.bos_token_id": (text.bos_token_id, [tokenizer.bos_token, tokenizer.cls_token]),
+        "text_config.eos_token_id": (text.eos_token_id, [tokenizer.sep_token]),
+        "mask_token_id": (getattr(config, "mask_token_id", None), [tokenizer.mask_token]),
+        "enc_token_id": (getattr(config, "enc_token_id", None), ["[ENC]"]),
+    }
+    for field, (value, words) in means.items():
+        ids = {word: vocabulary[word] for word in words if word in vocabulary}
+        if value is not None and ids and value not in ids.values():
+            theirs = " and ".join(f"{word} is {i}" for word, i in ids.items())
+            mistakes.add(f"model.config.{field}", f"is {value}, but in the processor {theirs}")
+
+
 def build_model(
     recipe: Recipe, task: Task, config: PreTrainedConfig, saved: PreTrainedConfig
 ) -> tuple[Any, list[str]]:
-    """The model in fp32, and the parts of it that start fresh.
+    """The model in fp32, and in words what of it starts fresh.
 
     Raises:
         ValueError, OSError: the weights cannot be loaded.
     """
     auto = auto_class(task.auto)
     if "from" not in recipe.model:
-        return auto.from_config(config, dtype=torch.float32), ["all"]
+        return auto.from_config(config, dtype=torch.float32), ["all of it"]
     sizes = [getattr(getattr(one, "vision_config", None), "image_size", None) for one in (config, saved)]
     first = config if sizes[0] == sizes[1] else _overridden(config, {"vision_config": {"image_size": sizes[1]}})
     model, found = auto.from_pretrained(
         recipe.model["from"], config=first, dtype=torch.float32, output_loading_info=True
     )
-    fresh = list(dict.fromkeys(name.split(".")[0] for name in sorted(found["missing_keys"])))
+    parts = Counter(name.split(".")[0] for name in found["missing_keys"])
+    fresh = [f"{count} weights of {part}" for part, count in sorted(parts.items())]
     return (model if first is config else _resized(model, config)), fresh
 
 
@@ -182,5 +223,6 @@ def _resized(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedMode
             grid = (vision.grid_size, vision.grid_size)
             state[name] = resize_positions(state[name], grid, int(vision.class_token), vision.interpolation)
     new.load_state_dict(state)
-    new.generation_config = model.generation_config
+    if model.can_generate():
+        new.generation_config = model.generation_config
     return new

@@ -32,7 +32,7 @@ class Plan:
     """A run that is ready to start.
 
     Args:
-        fresh: parts of the model that start with random weights.
+        fresh: what of the model starts with random weights, in words.
         epoch_steps: training steps of an epoch.
         checkpoint: what is resumed; None: nothing.
     """
@@ -52,7 +52,8 @@ class Plan:
         """What will be done, in words."""
         arguments, recipe = self.arguments, self.recipe
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        origin = recipe.model.get("from", f"{recipe.model.get('architecture')}, fresh")
+        origin = recipe.model.get("from") or recipe.model["architecture"]
+        fresh = f"; starts fresh: {', '.join(self.fresh)}" if self.fresh else ""
         steps = (
             arguments.max_steps
             if arguments.max_steps > 0
@@ -64,8 +65,7 @@ class Plan:
         )
         lines = [
             f"task        {recipe.task}: {type(self.model).__name__}, {trained:,} trained parameters",
-            f"model       {origin}"
-            + (f"; starts fresh: {', '.join(self.fresh)}" if self.fresh != ["all"] and self.fresh else ""),
+            f"model       {origin}{fresh}",
             f"data        {len(self.train_rows)} rows of {recipe.train.path}; evaluation: {held}",
             f"batches     {batch} rows a step, {self.epoch_steps} steps an epoch, {steps} steps in all",
             f"optimiser   {_word(arguments.optim)}, learning rate {arguments.learning_rate:g}, "

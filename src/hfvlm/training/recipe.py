@@ -1,5 +1,6 @@
 """Recipes: YAML files with a fixed set of keys, checked key by key."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +19,17 @@ class Key:
         types: of the value.
         required: it cannot be left out.
         keys: of a mapping, those that it may have; None: any.
+        least, most: of a number.
     """
 
     types: tuple[type, ...]
     required: bool = False
     keys: dict[str, "Key"] | None = None
+    least: float = -math.inf
+    most: float = math.inf
 
 
-TEXT, MAPPING, WHOLE = Key((str,)), Key((dict,)), Key((int,))
+TEXT, MAPPING = Key((str,)), Key((dict,))
 SOURCE = {"path": Key((str,), required=True), "split": TEXT, "columns": MAPPING}
 RECIPE = Key(
     (dict,),
@@ -47,12 +51,12 @@ RECIPE = Key(
             },
         ),
         "training": MAPPING,
-        "captions_per_image": WHOLE,
-        "alpha": Key((float,)),
-        "alpha_ramp": Key((str, float)),
-        "max_length": WHOLE,
+        "captions_per_image": Key((int,), least=1),
+        "alpha": Key((float,), least=0, most=1),
+        "alpha_ramp": Key((str, float), least=0),
+        "max_length": Key((int,), least=3),
         "augment": Key((bool,)),
-        "samples": WHOLE,
+        "samples": Key((int,), least=0),
         "output": Key((str,), required=True),
     },
 )
@@ -152,7 +156,6 @@ def read_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Re
     for dotted, text in (overrides or {}).items():
         _override(raw, dotted, _parse(text, dotted), mistakes)
     _check(raw, RECIPE, "", mistakes)
-    mistakes.stop()
     _check_values(raw, mistakes)
     mistakes.stop()
     return _build(raw)
@@ -177,6 +180,9 @@ def _check(value: Any, key: Key, where: str, mistakes: Mistakes) -> None:
     if not fits(value, key.types):
         mistakes.add(where, f"must be {expected(key.types)}, got {value!r} ({kind(value)})")
         return
+    if isinstance(value, (int, float)) and not key.least <= value <= key.most:
+        bounds = f"at least {key.least}" if key.most == math.inf else f"between {key.least} and {key.most}"
+        mistakes.add(where, f"must be {bounds}, got {value}")
     if not isinstance(value, dict) or key.keys is None:
         return
     prefix = f"{where}." if where else ""
@@ -190,36 +196,34 @@ def _check(value: Any, key: Key, where: str, mistakes: Mistakes) -> None:
             mistakes.add(f"{prefix}{name}", "is missing")
 
 
+def _mapping(value: Any) -> dict:
+    """A mapping without the keys that are left empty; what is no mapping has been told of."""
+    return {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else {}
+
+
 def _check_values(raw: dict, mistakes: Mistakes) -> None:
-    """What types do not say."""
-    model = {name: value for name, value in raw["model"].items() if value is not None}
-    if ("from" in model) == ("architecture" in model):
-        mistakes.add("model", "name `from` (a folder or Hub name) or `architecture` (for a fresh one), one of the two")
+    """What must hold between keys."""
+    model, data = _mapping(raw.get("model")), _mapping(raw.get("data"))
+    if isinstance(raw.get("model"), dict) and ("from" in model) == ("architecture" in model):
+        mistakes.add("model", "must have `from` (a folder or Hub name) or `architecture` (for a fresh one), not both")
     elif "from" in model and "variant" in model:
         mistakes.add("model.variant", "is for a fresh model; one that is loaded has a size already")
     elif "architecture" in model and not model.keys() & {"variant", "config"}:
         mistakes.add("model.variant", "is missing: name a size of the architecture, or its fields in `config`")
     if "architecture" in model and raw.get("processor") is None:
         mistakes.add("processor", "is missing: a fresh model has none of its own, name a folder that holds one")
-    for name, least in (("captions_per_image", 1), ("max_length", 3), ("samples", 0)):
-        if raw.get(name) is not None and raw[name] < least:
-            mistakes.add(name, f"must be at least {least}, got {raw[name]}")
-    alpha, ramp = raw.get("alpha"), raw.get("alpha_ramp")
-    if alpha is not None and not 0 <= alpha <= 1:
-        mistakes.add("alpha", f"must be between 0 and 1, got {alpha}")
-    if ramp is not None and ramp != "epoch" and (isinstance(ramp, str) or ramp < 0):
+    ramp = raw.get("alpha_ramp")
+    if isinstance(ramp, str) and ramp != "epoch":
         mistakes.add("alpha_ramp", f"must be `epoch`, or how many epochs, got {ramp!r}")
     for place in ("train", "evaluation"):
-        source = raw["data"].get(place)
-        columns = source.get("columns") if isinstance(source, dict) else None
-        _check_columns(columns, f"data.{place}.columns", mistakes)
-    _check_columns(raw["data"].get("columns"), "data.columns", mistakes)
-    if raw.get("samples") and raw["data"].get("evaluation") is None:
+        _check_columns(_mapping(data.get(place)).get("columns"), f"data.{place}.columns", mistakes)
+    _check_columns(data.get("columns"), "data.columns", mistakes)
+    if raw.get("samples") and "evaluation" not in data:
         mistakes.add("samples", "are shown at each evaluation: name data.evaluation, too")
 
 
-def _check_columns(columns: dict | None, where: str, mistakes: Mistakes) -> None:
-    for name, column in (columns or {}).items():
+def _check_columns(columns: Any, where: str, mistakes: Mistakes) -> None:
+    for name, column in _mapping(columns).items():
         if not isinstance(column, str):
             mistakes.add(f"{where}.{name}", f"must be the name of a column, got {column!r} ({kind(column)})")
 
