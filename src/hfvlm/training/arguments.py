@@ -14,8 +14,11 @@ from hfvlm.training.recipe import Recipe
 
 #: fields that a recipe says elsewhere -> where
 ELSEWHERE = {"output_dir": "`output`", "resume_from_checkpoint": "`hfvlm train --resume`"}
-#: what a collator of images and texts needs
-FIXED = {"remove_unused_columns": False}
+#: what cannot be otherwise, and why
+FIXED = {
+    "remove_unused_columns": (False, "the columns are what batches are made of"),
+    "dataloader_persistent_workers": (False, "they would not see the epoch change, which views are drawn for"),
+}
 DEFAULTS = {"prediction_loss_only": True, "report_to": "none"}
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
@@ -41,8 +44,8 @@ def build_arguments(recipe: Recipe, mistakes: Mistakes) -> TrainingArguments | N
             mistakes.add(where, f"is said by {ELSEWHERE[name]}")
         elif name not in FIELDS:
             mistakes.add(where, f"is no field of TrainingArguments; {nearest(name, FIELDS)}")
-        elif name in FIXED and value != FIXED[name]:
-            mistakes.add(where, f"must be {FIXED[name]}: the columns are what the batches are made of")
+        elif name in FIXED and value != FIXED[name][0]:
+            mistakes.add(where, f"must be {str(FIXED[name][0]).lower()}: {FIXED[name][1]}")
         else:
             known = _types(hints[name]) & {str, int, float, bool, dict, list, type(None)}
             if known and not fits(value, known):
@@ -53,7 +56,7 @@ def build_arguments(recipe: Recipe, mistakes: Mistakes) -> TrainingArguments | N
         mistakes.add("training.eval_strategy", f"is {evaluates!r}, but data.evaluation is missing")
     if len(mistakes.found) > before:
         return None
-    fields = {**DEFAULTS, **recipe.training, **FIXED}
+    fields = {**DEFAULTS, **recipe.training, **{name: value for name, (value, _) in FIXED.items()}}
     if recipe.evaluation is not None:
         fields.setdefault("eval_strategy", "epoch")
     try:

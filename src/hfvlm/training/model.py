@@ -53,9 +53,10 @@ def build_config(recipe: Recipe, task: Task, mistakes: Mistakes) -> tuple[PreTra
                 return None
         else:
             cls = load(find(spec["architecture"]).config)
-            if "variant" in spec and spec["variant"] not in cls.variants:
+            sizes = load(f"{cls.__module__}:VARIANTS")
+            if "variant" in spec and spec["variant"] not in sizes:
                 mistakes.add(
-                    "model.variant", f"unknown variant {spec['variant']!r}; {nearest(spec['variant'], cls.variants)}"
+                    "model.variant", f"unknown variant {spec['variant']!r}; {nearest(spec['variant'], sizes)}"
                 )
                 return None
             saved = cls.variant(spec["variant"]) if "variant" in spec else cls()

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.data import Dataset
 
 from hfvlm.data.captions import draw_captions, random_view, seeded
@@ -48,25 +47,18 @@ class Rows(Dataset):
     ):
         self.table, self.columns, self.holds, self.folder = table, columns, holds, folder
         self.texts, self.augment, self.seed = texts, augment, seed
-        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()  # workers that live on see it change
+        self.epoch = 0  # that items are drawn for
         self._numbers = self._number_images()
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch that items are drawn for."""
-        self._epoch.fill_(epoch)
-
     def _number_images(self) -> list[int] | None:
         """The number of each row's image: rows of one `image_id`, or of one path, show the same image."""
         name = self.columns.get("image_id", self.columns.get("image"))
-        if not isinstance(self.table, list):
-            keys = self.table[name] if "image_id" in self.columns else None
-        else:
-            keys = [row[name] for row in self.table]
-        if keys is None or not all(isinstance(key, (str, int)) for key in keys):
-            return None
+        if name is None or not isinstance(self.table[0].get(name), (str, int)):
+            return None  # images themselves: each its own
+        keys = [row.get(name) for row in self.table] if isinstance(self.table, list) else self.table[name]
         seen: dict[Any, int] = {}
         return [seen.setdefault(key, len(seen)) for key in keys]
 
@@ -86,7 +78,7 @@ class Rows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row, item = self.table[index], {"index": index if self._numbers is None else self._numbers[index]}
-        draw = None if self.seed is None else seeded(self.seed, int(self._epoch), index)
+        draw = None if self.seed is None else seeded(self.seed, self.epoch, index)
         for name, column in self.columns.items():
             value, holds = row[column], self.holds[name]
             if holds == "image":
@@ -127,8 +119,9 @@ def read_rows(
     before = len(mistakes.found)
     # rows that are in memory cost nothing to look at; those on disk hold their images
     for i in range(min(len(table), FIRST_ROWS if isinstance(table, list) else FIRST_IMAGES)):
+        found = len(mistakes.found)
         _check_row(table[i], i, where, columns, holds, mistakes)
-        if len(mistakes.found) == before and i < FIRST_IMAGES and "image" in columns:
+        if len(mistakes.found) == found and i < FIRST_IMAGES and "image" in columns:
             try:
                 open_image(rows.source(i))
             except (ImageError, TypeError, KeyError) as error:

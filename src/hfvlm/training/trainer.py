@@ -48,6 +48,11 @@ class PartsTrainer(Trainer):
         self._parts[model.training].add(parts, count)
         return (loss, outputs) if return_outputs else loss
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        # loaders draw a seed, and a run that is resumed at the end of an epoch skips its evaluation
+        with torch.random.fork_rng(devices=[]):
+            return super().evaluate(*args, **kwargs)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         for training, key in ((True, "loss"), (False, "eval_loss")):
             if key in logs:
@@ -64,7 +69,7 @@ class EpochOf(TrainerCallback):
         self.rows = rows
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.rows.set_epoch(round(state.epoch or 0, 6).__floor__())
+        self.rows.epoch = int(state.epoch + 1e-6)  # a share of steps: the last may fall short of the whole
 
 
 class ShowSamples(TrainerCallback):
