@@ -43,8 +43,15 @@ def test_a_whole_recipe(tmp_path):
     assert recipe.train.path == Path("photos.jsonl") and recipe.train.columns == {"image": "path"}
     assert recipe.evaluation.split == "val" and recipe.evaluation.columns == {"image": "path", "captions": "text"}
     assert recipe.training == {"learning_rate": 1e-5, "eval_strategy": "no", "bf16": True, "max_steps": 3}
-    assert recipe.alpha == 1 and recipe.alpha_ramp == 1.0 and recipe.augment is True
+    assert recipe.alpha == 1 and recipe.alpha_ramp == 1.0 and recipe.augment == 0.7
     assert recipe.raw["training"]["max_steps"] == 3
+
+
+@pytest.mark.parametrize("said, share", [("true", 0.7), ("false", None), ("0.5", 0.5), ("1", 1), ("null", None)])
+def test_random_views(tmp_path, said, share):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(WHOLE)
+    assert read_recipe(path, {"augment": said}).augment == share
 
 
 def test_unknown_keys_name_the_nearest_at_every_level(mistakes):
@@ -69,7 +76,7 @@ def test_required_keys(mistakes):
     [
         ("captions_per_image", "2.5", "captions_per_image: must be a whole number, got 2.5 (a number)"),
         ("captions_per_image", "0", "captions_per_image: must be at least 1, got 0"),
-        ("augment", "maybe", "augment: must be true or false, got 'maybe' (text)"),
+        ("augment", "maybe", "augment: must be true or false or a number, got 'maybe' (text)"),
         ("alpha", "1.5", "alpha: must be between 0 and 1, got 1.5"),
         ("alpha", "-0.1", "alpha: must be between 0 and 1, got -0.1"),
         ("alpha", "true", "alpha: must be a number, got True (true or false)"),

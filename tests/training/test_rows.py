@@ -22,7 +22,7 @@ def table(tmp_path):
     def call(rows: list[dict], task: Task = TASKS["captioning"], **columns: str) -> tuple[Rows | None, list[str]]:
         path, mistakes = tmp_path / "rows.json", Mistakes()
         path.write_text(json.dumps(rows))
-        found = read_rows(Source(path, columns=columns), "data.train", task, mistakes, 2, True, 0)
+        found = read_rows(Source(path, columns=columns), "data.train", task, mistakes, 2, 0.7, 0)
         return found, mistakes.found
 
     Pictures.new("RGB", (9, 9), "red").save(tmp_path / "red.png")
@@ -49,7 +49,7 @@ def test_rows_of_one_image_have_one_number(table):
 
 def test_draws_repeat_by_epoch_and_row(data):
     source = Source(data / "photos.jsonl")
-    options = (TASKS["retrieval"], Mistakes(), 1, True)
+    options = (TASKS["retrieval"], Mistakes(), 1, 0.7)
     rows, again = (read_rows(source, "data.train", *options, seed) for seed in (3, 3))
 
     def drawn(rows: Rows) -> list:
@@ -62,7 +62,7 @@ def test_draws_repeat_by_epoch_and_row(data):
     assert drawn(again) != first
     again.epoch = 0
     assert drawn(again) == first
-    held_out = read_rows(source, "data.evaluation", *options[:2], 1, False, None)
+    held_out = read_rows(source, "data.evaluation", *options[:2], 1, None, None)
     held_out.epoch = 5
     assert held_out[0]["captions"] == held_out.table[0]["captions"][:1]
 
@@ -74,7 +74,7 @@ def test_images_of_datasets_are_opened(tmp_path):
     photos = [{"image": {"bytes": buffer.getvalue(), "path": None}, "caption": "a dog"}] * 2
     Dataset.from_list(photos, features=features).save_to_disk(str(tmp_path / "data"))
     mistakes = Mistakes()
-    rows = read_rows(Source(tmp_path / "data"), "data.train", TASKS["retrieval"], mistakes, 1, False, 0)
+    rows = read_rows(Source(tmp_path / "data"), "data.train", TASKS["retrieval"], mistakes, 1, None, 0)
     assert mistakes.found == []
     assert rows[1]["image"].getpixel((0, 0)) == (255, 0, 0) and rows[1]["index"] == 1 and rows.name(1) == "row 1"
 
@@ -126,3 +126,15 @@ def test_a_task_is_a_row(table):
     item = rows[0]
     assert (item["question"], item["label"], sorted(item["answers"])) == ("what?", 3, ["a", "b"])
     assert "must hold a text, got a whole number" in table([{**row, "question": 4}], task)[1][0]
+
+
+def test_images_in_another_folder(table, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"image": "red.png", "caption": "a dog"}')
+    (tmp_path / "images").mkdir()
+    mistakes = Mistakes()
+    (tmp_path / "red.png").rename(tmp_path / "images" / "red.png")
+    options = ("data.train", TASKS["retrieval"], mistakes, 1, None, 0)
+    rows = read_rows(Source(tmp_path / "rows.jsonl", images=tmp_path / "images"), *options)
+    assert rows.source(0) == tmp_path / "images" / "red.png"
+    assert read_rows(Source(tmp_path / "rows.jsonl", images=tmp_path / "none"), *options) is None
+    assert mistakes.found == [f"data.train.images: {tmp_path / 'none'}: no such folder"]

@@ -46,3 +46,20 @@ def test_rows_are_told_the_epoch(trainer):
     for said, epoch in ((2.9999999, 3), (2.5, 2), (0, 0)):
         EpochOf(rows).on_epoch_begin(None, TrainerState(epoch=said), None)
         assert rows.epoch == epoch
+
+
+def test_parts_of_accumulated_batches_are_those_of_the_whole(recipe, read):
+    """Where a model divides by the tokens of all that is accumulated."""
+    recipe |= {"task": "captioning", "augment": False}
+    logged = []
+    for size, steps in ((4, 1), (2, 2)):
+        recipe["training"] |= {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
+        recipe["training"] |= {"save_strategy": "no", "logging_steps": 1, "max_steps": 2}
+        recipe |= {"output": f"{recipe['output']}-{steps}"}
+        plan = prepare(read(recipe))
+        collator, rows = plan.task.collator(plan.processor, None), (plan.train_rows, plan.evaluation_rows)
+        trainer = PartsTrainer(plan.model, plan.arguments, collator, *rows)
+        trainer.train()
+        logged.append([log for log in trainer.state.log_history if "loss" in log])
+    for log in [*logged[0], *logged[1]]:
+        assert log["loss_lm"] == pytest.approx(log["loss"], rel=1e-4)

@@ -46,7 +46,9 @@ def train(
         for mistake in error.mistakes:
             print_error(mistake)
         raise typer.Exit(1) from error
+    # of several processes one speaks
+    say = print_line if plan.arguments.process_index == 0 else lambda line: None
     for line in plan.lines():
-        print_line(line)
+        say(line)
     if not dry_run:
-        print_line(f"saved {plan.train(print_line)}")
+        say(f"saved {plan.train(say)}")

@@ -89,8 +89,9 @@ class Plan:
         """
         recipe, output = self.recipe, self.recipe.output
         output.mkdir(parents=True, exist_ok=True)
-        with replacing(output / "recipe.yaml") as name:
-            name.write_text(yaml.safe_dump(recipe.raw, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        if self.arguments.process_index == 0:
+            with replacing(output / "recipe.yaml") as name:
+                name.write_text(yaml.safe_dump(recipe.raw, sort_keys=False, allow_unicode=True), encoding="utf-8")
         callbacks = [EpochOf(self.train_rows)]
         if recipe.samples and self.evaluation_rows is not None:
             callbacks.append(
@@ -156,7 +157,7 @@ def prepare(recipe: Recipe, resume: bool = False) -> Plan:
     rows = read_rows(recipe.train, "data.train", task, mistakes, texts, recipe.augment, seed)
     held_out = None
     if recipe.evaluation is not None:
-        held_out = read_rows(recipe.evaluation, "data.evaluation", task, mistakes, texts, False, None)
+        held_out = read_rows(recipe.evaluation, "data.evaluation", task, mistakes, texts, None, None)
     checkpoint = _check_output(recipe, resume, mistakes)
     epoch_steps = 0
     if configs is not None and arguments is not None and rows is not None:

@@ -29,8 +29,11 @@ class Key:
     most: float = math.inf
 
 
+#: the least share of the area of a random view, where a recipe says `augment: true`
+DEFAULT_VIEW = 0.7
+
 TEXT, MAPPING = Key((str,)), Key((dict,))
-SOURCE = {"path": Key((str,), required=True), "split": TEXT, "columns": MAPPING}
+SOURCE = {"path": Key((str,), required=True), "split": TEXT, "columns": MAPPING, "images": TEXT}
 RECIPE = Key(
     (dict,),
     keys={
@@ -55,7 +58,7 @@ RECIPE = Key(
         "alpha": Key((float,), least=0, most=1),
         "alpha_ramp": Key((str, float), least=0),
         "max_length": Key((int,), least=3),
-        "augment": Key((bool,)),
+        "augment": Key((bool, float), least=0, most=1),
         "samples": Key((int,), least=0),
         "output": Key((str,), required=True),
     },
@@ -64,11 +67,13 @@ RECIPE = Key(
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from: a file or a folder, a split of it, and its columns by the names that the task has."""
+    """Where rows come from: a file or a folder, a split of it, its columns by the names that the task has, and the
+    folder that paths of images are relative to (None: that of the file)."""
 
     path: Path
     split: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
+    images: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class Recipe:
         alpha: the teacher's say; None: the config's.
         alpha_ramp: epochs over which alpha grows from 0; None: the config's steps.
         max_length: tokens a text may have; None: as many as the processor allows.
-        augment: random views of the training images.
+        augment: the least share of an image's area that a random view of it in training shows; None: all of it.
         samples: predictions shown at each evaluation.
         raw: all of it as it was read, the overrides within.
     """
@@ -100,7 +105,7 @@ class Recipe:
     alpha: float | None = None
     alpha_ramp: float | None = None
     max_length: int | None = None
-    augment: bool = False
+    augment: float | None = None
     samples: int = 0
     raw: dict[str, Any] = field(default_factory=dict)
 
@@ -180,7 +185,7 @@ def _check(value: Any, key: Key, where: str, mistakes: Mistakes) -> None:
     if not fits(value, key.types):
         mistakes.add(where, f"must be {expected(key.types)}, got {value!r} ({kind(value)})")
         return
-    if isinstance(value, (int, float)) and not key.least <= value <= key.most:
+    if type(value) in (int, float) and not key.least <= value <= key.most:
         bounds = f"at least {key.least}" if key.most == math.inf else f"between {key.least} and {key.most}"
         mistakes.add(where, f"must be {bounds}, got {value}")
     if not isinstance(value, dict) or key.keys is None:
@@ -235,12 +240,16 @@ def _build(raw: dict) -> Recipe:
         if given is None:
             return None
         given = {"path": given} if isinstance(given, str) else given
-        return Source(Path(given["path"]), given.get("split"), {**common, **(given.get("columns") or {})})
+        columns = {**common, **(given.get("columns") or {})}
+        images = Path(given["images"]) if given.get("images") else None
+        return Source(Path(given["path"]), given.get("split"), columns, images)
 
     fields = {name: value for name, value in raw.items() if value is not None and name != "data"}
     fields["model"] = {name: value for name, value in fields["model"].items() if value is not None}
     ramp = fields.get("alpha_ramp")
     fields["alpha_ramp"] = 1.0 if ramp == "epoch" else ramp
+    view = raw.get("augment")
+    fields["augment"] = DEFAULT_VIEW if view is True else None if view is False else view
     fields["output"] = Path(fields["output"])
     return Recipe(
         train=source(raw["data"]["train"]), evaluation=source(raw["data"].get("evaluation")), raw=raw, **fields

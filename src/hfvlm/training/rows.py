@@ -31,7 +31,7 @@ class Rows(Dataset):
         holds: column of the task -> what it holds.
         folder: that paths of images are relative to.
         texts: how many texts an item has; None: all.
-        augment: random views of the images.
+        augment: the least share of the area that random views of the images show; None: whole images.
         seed: of what is drawn; None: nothing is, an item has its first texts.
     """
 
@@ -42,7 +42,7 @@ class Rows(Dataset):
         holds: dict[str, str],
         folder: Path,
         texts: int | None = 1,
-        augment: bool = False,
+        augment: float | None = None,
         seed: int | None = 0,
     ):
         self.table, self.columns, self.holds, self.folder = table, columns, holds, folder
@@ -83,7 +83,7 @@ class Rows(Dataset):
             value, holds = row[column], self.holds[name]
             if holds == "image":
                 value = open_image(self.source(index))
-                value = random_view(value, draw) if self.augment else value
+                value = value if self.augment is None else random_view(value, draw, self.augment)
             elif holds == "texts":
                 value = [value] if isinstance(value, str) else list(value)
                 if not value:
@@ -97,7 +97,13 @@ class Rows(Dataset):
 
 
 def read_rows(
-    source: Source, where: str, task: Task, mistakes: Mistakes, texts: int | None, augment: bool, seed: int | None
+    source: Source,
+    where: str,
+    task: Task,
+    mistakes: Mistakes,
+    texts: int | None,
+    augment: float | None,
+    seed: int | None,
 ) -> Rows | None:
     """The rows of a source; None where mistakes were found, all of which are added.
 
@@ -110,11 +116,14 @@ def read_rows(
     except (ValueError, OSError, ImportError) as error:
         mistakes.add(where, str(error))
         return None
+    if source.images is not None and not source.images.is_dir():
+        mistakes.add(f"{where}.images", f"{source.images}: no such folder")
+        return None
     columns = _choose_columns(source, where, task.columns, names, mistakes)
     if columns is None:
         return None
     holds = {name: task.columns[name].holds for name in columns}
-    folder = source.path if source.path.is_dir() else source.path.parent
+    folder = source.images or (source.path if source.path.is_dir() else source.path.parent)
     rows = Rows(table, columns, holds, folder, texts, augment, seed)
     before = len(mistakes.found)
     # rows that are in memory cost nothing to look at; those on disk hold their images

@@ -45,6 +45,11 @@ class PartsTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         parts = {name: value for name, value in outputs.items() if name.startswith("loss_") and value is not None}
         count = 1 if model.training else len(next(iter(inputs.values())))
+        if model.training and self.model_accepts_loss_kwargs and num_items_in_batch is not None:
+            # each is a share of the accumulated batch's mean, and with all devices' tokens of all devices'
+            shares = self.current_gradient_accumulation_steps
+            shares *= self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            parts = {name: value * shares for name, value in parts.items()}
         self._parts[model.training].add(parts, count)
         return (loss, outputs) if return_outputs else loss
 
