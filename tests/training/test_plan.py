@@ -1,5 +1,6 @@
 """From a recipe to a run: what is checked before it, what it trains, and that it goes on where it was killed."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -222,8 +223,40 @@ def test_what_only_some_models_have(recipe, mistakes, processors):
     recipe["model"]["architecture"] = "clip"
     assert mistakes(recipe) == [
         "captions_per_image: must be 1 for contrastive, got 2",
-        "alpha: is a momentum teacher's say, and this ClipConfig has no teacher",
+        "alpha: is a momentum teacher's say, and this model has none for contrastive: leave it out",
     ]
+
+
+def test_a_teacher_that_a_head_does_not_have(recipe, mistakes):
+    """BLIP's captioner has none, and without a momentum no head has one."""
+    expected = "is a momentum teacher's say, and this model has none for"
+    assert mistakes({**recipe, "task": "captioning", "alpha": 0.4}) == [f"alpha: {expected} captioning: leave it out"]
+    recipe["model"]["config"] = {"momentum": None}
+    assert mistakes({**recipe, "alpha_ramp": 1}) == [f"alpha_ramp: {expected} retrieval: leave it out"]
+
+
+@pytest.mark.parametrize("architecture", ["albef", "blip"])
+@pytest.mark.parametrize("task", ["entailment", "visual-reasoning"])
+def test_classes_of_images_and_texts(recipe, read, mistakes, data, processors, tmp_path, task, architecture):
+    rows = [{"image": f"{i}.png", "image_second": f"{i + 1}.png", "text": "a dog", "label": i % 3} for i in range(8)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    source = {"path": str(tmp_path / "rows.json"), "images": str(data)}
+    recipe |= {"task": task, "processor": processors[architecture], "data": {"train": source, "evaluation": source}}
+    recipe |= {"samples": 2, "captions_per_image": 1}
+    recipe["model"]["architecture"] = architecture
+    assert mistakes(recipe) == [
+        f"data.{place}: has class 2, the model has 2: model.config.num_labels" for place in ("train", "evaluation")
+    ]
+    recipe["model"]["config"] = {"num_labels": 3}
+    shown = []
+    plan = prepare(read(recipe))
+    before = plan.model.cls_head[0].weight.clone()
+    folder = plan.train(shown.append)
+    assert plan.model.classes == 3 and not torch.equal(weights(folder)["cls_head.0.weight"], before)
+    assert len(shown) == 4 and "'LABEL_" in shown[0] and "(data: 'LABEL_0')" in shown[0]
+    rows[0]["label"] = "yes"
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    assert "row 0, column 'label' must hold the number of a class, 0 or above, got 'yes'" in mistakes(recipe)[0]
 
 
 def test_evaluation_needs_data(recipe, mistakes):

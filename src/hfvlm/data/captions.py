@@ -162,6 +162,11 @@ class PairCollator:
         return {**batch, "image_ids": torch.tensor(_column(items, "index")), "return_loss": True}
 
 
+def reading_options(processor: Any) -> dict[str, str]:
+    """What a processor whose model also writes texts is told, so that it takes them as texts to be read."""
+    return {"task": "encode"} if "task" in inspect.signature(type(processor).__call__).parameters else {}
+
+
 class GroupedPairCollator:
     """Items of `CaptionedImages` to pairs: each image once, all captions of the item, an image's together.
 
@@ -177,9 +182,7 @@ class GroupedPairCollator:
     """
 
     def __init__(self, processor: Any, max_length: int | None = None):
-        self.processor, self.max_length = processor, max_length
-        # a processor that also writes texts is told that these are read
-        self.options = {"task": "encode"} if "task" in inspect.signature(type(processor).__call__).parameters else {}
+        self.processor, self.max_length, self.options = processor, max_length, reading_options(processor)
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         captions = _column(items, "captions")

@@ -97,7 +97,7 @@ def _fresh(spec: dict[str, Any], cls: type[PreTrainedConfig]) -> PreTrainedConfi
 
 def _check_fields(overrides: dict[str, Any], config: PreTrainedConfig, where: str, mistakes: Mistakes) -> None:
     """Whether the config has the fields: it would take any, and ignore those that it does not know."""
-    known = {field.name for field in dataclasses.fields(config)}
+    known = {field.name for field in dataclasses.fields(config)} | {"num_labels"}
     own = sorted(known - {field.name for field in dataclasses.fields(PreTrainedConfig)})
     for name, value in overrides.items():
         if name not in known:
@@ -112,6 +112,8 @@ def _check_fields(overrides: dict[str, Any], config: PreTrainedConfig, where: st
 def _overridden(config: PreTrainedConfig, overrides: dict[str, Any]) -> PreTrainedConfig:
     """A copy of a config with fields overridden, checked as a new one is."""
     fields = config.to_dict()
+    if "num_labels" in overrides:
+        fields = {name: value for name, value in fields.items() if name not in ("id2label", "label2id")}
     for name, value in overrides.items():
         part = fields.get(name)
         same = isinstance(value, dict) and isinstance(part, dict) and "model_type" not in value
@@ -127,18 +129,23 @@ def _as_floats(overrides: dict[str, Any], fields: dict[str, Any]) -> dict[str, A
     }
 
 
+def no_teacher(recipe: Recipe) -> tuple[str, str]:
+    """The mistake of a recipe that sets the say of a teacher that there is not."""
+    where = "alpha" if recipe.alpha is not None else "alpha_ramp"
+    return where, f"is a momentum teacher's say, and this model has none for {recipe.task}: leave it out"
+
+
 def set_alpha(config: PreTrainedConfig, recipe: Recipe, epoch_steps: int, mistakes: Mistakes) -> None:
     """Writes the recipe's alpha and its ramp into the config.
 
     Args:
         epoch_steps: training steps of an epoch.
     """
-    for name in ("alpha", "alpha_ramp"):
-        if getattr(recipe, name) is None:
-            continue
-        if getattr(config, "momentum", None) is None or not hasattr(config, "alpha"):
-            mistakes.add(name, f"is a momentum teacher's say, and this {type(config).__name__} has no teacher")
-            return
+    if recipe.alpha is None and recipe.alpha_ramp is None:
+        return
+    if not hasattr(config, "alpha"):
+        mistakes.add(*no_teacher(recipe))
+        return
     if recipe.alpha is not None:
         config.alpha = float(recipe.alpha)
     if recipe.alpha_ramp is not None:

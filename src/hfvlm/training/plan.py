@@ -16,7 +16,7 @@ from transformers import TrainingArguments, set_seed
 from hfvlm.data.files import replacing
 from hfvlm.training.arguments import build_arguments
 from hfvlm.training.mistakes import Mistakes, nearest
-from hfvlm.training.model import build_config, build_model, load_processor, set_alpha
+from hfvlm.training.model import build_config, build_model, load_processor, no_teacher, set_alpha
 from hfvlm.training.recipe import Recipe
 from hfvlm.training.rows import Rows, read_rows
 from hfvlm.training.tasks import TASKS, Task
@@ -72,7 +72,7 @@ class Plan:
             f"{_word(arguments.lr_scheduler_type)}, {arguments.get_warmup_steps(steps)} steps of warm-up",
             f"output      {recipe.output}" + (f", goes on from {self.checkpoint.name}" if self.checkpoint else ""),
         ]
-        if getattr(self.model.config, "momentum", None) is not None and hasattr(self.model.config, "alpha"):
+        if getattr(self.model, "taught_parts", ()) and hasattr(self.model.config, "alpha"):
             config = self.model.config
             ramp = f", from 0 over {config.alpha_steps} steps" if config.alpha_steps else ""
             lines.insert(2, f"teacher     momentum {config.momentum:g}, alpha {config.alpha:g}{ramp}")
@@ -164,6 +164,11 @@ def prepare(recipe: Recipe, resume: bool = False) -> Plan:
         epoch_steps = _epoch_steps(len(rows), arguments)
         set_alpha(configs[0], recipe, epoch_steps, mistakes)
         _check_queue(configs[0], arguments, recipe, task, mistakes)
+        for where, found in (("data.train", rows), ("data.evaluation", held_out)):
+            highest = None if found is None else found.highest_class()
+            if highest is not None and highest >= configs[0].num_labels:
+                classes = configs[0].num_labels
+                mistakes.add(where, f"has class {highest}, the model has {classes}: model.config.num_labels")
     mistakes.stop()
     set_seed(arguments.seed)  # of the parts that start fresh
     try:
@@ -171,6 +176,8 @@ def prepare(recipe: Recipe, resume: bool = False) -> Plan:
     except (ValueError, OSError, RuntimeError) as error:
         mistakes.add("model", str(error))
         mistakes.stop()
+    if (recipe.alpha is not None or recipe.alpha_ramp is not None) and not getattr(model, "taught_parts", ()):
+        mistakes.add(*no_teacher(recipe))
     _try(task, recipe, model, processor, rows, mistakes)
     mistakes.stop()
     return Plan(recipe, task, model, processor, arguments, rows, held_out, fresh, epoch_steps, checkpoint)

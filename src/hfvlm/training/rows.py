@@ -62,14 +62,21 @@ class Rows(Dataset):
         seen: dict[Any, int] = {}
         return [seen.setdefault(key, len(seen)) for key in keys]
 
-    def source(self, index: int) -> Any:
-        """Where a row's image is: anything that `open_image` takes."""
-        value = self.table[index][self.columns["image"]]
+    def source(self, index: int, name: str = "image") -> Any:
+        """Where an image of a row is: anything that `open_image` takes."""
+        value = self.table[index][self.columns[name]]
         if isinstance(value, dict):  # as `datasets` stores images
             value = value["bytes"] if value.get("bytes") is not None else value["path"]
         if isinstance(value, (str, os.PathLike)) and not str(value).startswith(("http://", "https://", "data:")):
             return self.folder / value
         return value
+
+    def highest_class(self) -> int | None:
+        """The highest number of a class; None: there are no classes."""
+        column = next((self.columns[name] for name in self.columns if self.holds[name] == "class"), None)
+        if column is None:
+            return None
+        return max(row[column] for row in self.table) if isinstance(self.table, list) else max(self.table[column])
 
     def name(self, index: int) -> str:
         """What to call a row's image."""
@@ -82,7 +89,7 @@ class Rows(Dataset):
         for name, column in self.columns.items():
             value, holds = row[column], self.holds[name]
             if holds == "image":
-                value = open_image(self.source(index))
+                value = open_image(self.source(index, name))
                 value = value if self.augment is None else random_view(value, draw, self.augment)
             elif holds == "texts":
                 value = [value] if isinstance(value, str) else list(value)
@@ -130,9 +137,11 @@ def read_rows(
     for i in range(min(len(table), FIRST_ROWS if isinstance(table, list) else FIRST_IMAGES)):
         found = len(mistakes.found)
         _check_row(table[i], i, where, columns, holds, mistakes)
-        if len(mistakes.found) == found and i < FIRST_IMAGES and "image" in columns:
+        images = [name for name in columns if holds[name] == "image"]
+        if len(mistakes.found) == found and i < FIRST_IMAGES:
             try:
-                open_image(rows.source(i))
+                for name in images:
+                    open_image(rows.source(i, name))
             except (ImageError, TypeError, KeyError) as error:
                 mistakes.add(where, f"row {i}: {error}")
         if len(mistakes.found) > before + 2:
@@ -176,5 +185,7 @@ def _check_row(row: dict, number: int, where: str, columns: dict, holds: dict, m
                 mistakes.add(where, f"{place} holds no text: leave such rows out")
         elif holds[name] == "text" and not isinstance(value, str):
             mistakes.add(where, f"{place} must hold a text, got {kind(value)}")
+        elif holds[name] == "class" and (type(value) is not int or value < 0):
+            mistakes.add(where, f"{place} must hold the number of a class, 0 or above, got {value!r}")
         elif value is None:
             mistakes.add(where, f"{place} is empty")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from hfvlm.data.captions import CaptionCollator, GroupedPairCollator
+from hfvlm.data.classes import ClassCollator
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Column:
 
     Args:
         holds: "image"; "texts", a list of them, of which some are drawn (a single one is a list of one); "text";
-            "any", as it is.
+            "class", a number from 0; "any", as it is.
         names: what it is called where the recipe does not say.
         required: a file must have it.
     """
@@ -68,11 +69,26 @@ def caption_collator(processor: Any, max_length: int | None) -> CaptionCollator:
     return CaptionCollator(processor, max_length or 32)
 
 
+def likeliest_classes(model: Any, processor: Any, items: list[dict], max_length: int | None) -> list[tuple[str, str]]:
+    """The class of each item that the model takes for the likeliest, and its own, by name."""
+    batch = ClassCollator(processor, max_length)(items)
+    chosen = model(**{name: value.to(model.device) for name, value in batch.items()}).logits.argmax(dim=-1).tolist()
+    names = model.config.id2label
+    return [(names[said], names[item["label"]]) for said, item in zip(chosen, items, strict=True)]
+
+
 PHOTOS = {
     "image": Column("image", ("image",)),
     "captions": Column("texts", ("captions", "caption")),
     "image_id": Column("any", ("image_id",), required=False),
 }
+JUDGED = {
+    "image": Column("image", ("image",)),
+    "text": Column("text", ("text", "sentence")),
+    "label": Column("class", ("label",)),
+}
+TWO_JUDGED = {"image": JUDGED["image"], "image_second": Column("image", ("image_second",)), **JUDGED}
+CLASSES = ("pixel_values", "input_ids", "attention_mask", "labels")
 PAIRS = ("pixel_values", "input_ids", "attention_mask", "image_ids", "return_loss")
 
 TASKS = {
@@ -84,8 +100,16 @@ TASKS = {
         write_captions,
     ),
     "contrastive": Task("AutoModel", PAIRS, GroupedPairCollator, PHOTOS, nearest_texts, one_text=True),
+    "entailment": Task("AutoModelForVisualEntailment", CLASSES, ClassCollator, JUDGED, likeliest_classes),
     "pretraining": Task("AutoModelForPreTraining", PAIRS, GroupedPairCollator, PHOTOS, nearest_texts),
     "retrieval": Task("AutoModelForImageTextRetrieval", PAIRS, GroupedPairCollator, PHOTOS, nearest_texts),
+    "visual-reasoning": Task(
+        "AutoModelForVisualReasoning",
+        (*CLASSES, "pixel_values_second"),
+        ClassCollator,
+        TWO_JUDGED,
+        likeliest_classes,
+    ),
 }
 
 
