@@ -109,6 +109,22 @@ def test_alpha_and_its_ramp_reach_the_config(recipe, read):
     assert prepare(read({**recipe, "alpha_ramp": 3})).model.config.alpha_steps == 3
 
 
+def test_views_as_the_papers_draw_them(recipe, read, mistakes, processors, tmp_path):
+    rows = prepare(read({**recipe, "augment": "rand_augment"})).train_rows
+    state = torch.get_rng_state()
+    first = [rows[0]["image"].tobytes() for _ in range(2)]
+    assert rows[0]["image"].size == rows.view_size == (32, 32) and first[0] == first[1]
+    rows.epoch = 1
+    assert rows[0]["image"].tobytes() != first[0] and torch.equal(torch.get_rng_state(), state)
+    recipe |= {"task": "contrastive", "processor": str(tmp_path / "clip"), "captions_per_image": 1}
+    recipe["model"]["architecture"] = "clip"
+    processor = AutoProcessor.from_pretrained(processors["clip"])
+    processor.image_processor.size = {"shortest_edge": 32}
+    processor.save_pretrained(tmp_path / "clip")
+    found = mistakes({**recipe, "augment": "rand_augment"})
+    assert found == ["augment: rand_augment draws views of one size, and the processor's sizes vary"]
+
+
 def test_a_plan_writes_nothing(recipe, read):
     plan = prepare(read(recipe))
     assert isinstance(plan, Plan) and "batches     4 rows a step, 2 steps an epoch, 4 steps in all" in plan.lines()

@@ -47,7 +47,10 @@ def test_a_whole_recipe(tmp_path):
     assert recipe.raw["training"]["max_steps"] == 3
 
 
-@pytest.mark.parametrize("said, share", [("true", 0.7), ("false", None), ("0.5", 0.5), ("1", 1), ("null", None)])
+@pytest.mark.parametrize(
+    "said, share",
+    [("true", 0.7), ("false", None), ("0.5", 0.5), ("1", 1), ("null", None), ("rand_augment", "rand_augment")],
+)
 def test_random_views(tmp_path, said, share):
     path = tmp_path / "recipe.yaml"
     path.write_text(WHOLE)
@@ -76,7 +79,11 @@ def test_required_keys(mistakes):
     [
         ("captions_per_image", "2.5", "captions_per_image: must be a whole number, got 2.5 (a number)"),
         ("captions_per_image", "0", "captions_per_image: must be at least 1, got 0"),
-        ("augment", "maybe", "augment: must be true or false or a number, got 'maybe' (text)"),
+        (
+            "augment",
+            "maybe",
+            "augment: must be true, false, the least share of the area, or rand_augment, got 'maybe'",
+        ),
         ("alpha", "1.5", "alpha: must be between 0 and 1, got 1.5"),
         ("alpha", "-0.1", "alpha: must be between 0 and 1, got -0.1"),
         ("alpha", "true", "alpha: must be a number, got True (true or false)"),

@@ -17,7 +17,7 @@ from hfvlm.data.files import replacing
 from hfvlm.training.arguments import build_arguments
 from hfvlm.training.mistakes import Mistakes, nearest
 from hfvlm.training.model import build_config, build_model, load_processor, no_teacher, set_alpha
-from hfvlm.training.recipe import Recipe
+from hfvlm.training.recipe import RAND_AUGMENT, Recipe
 from hfvlm.training.rows import Rows, read_rows
 from hfvlm.training.tasks import TASKS, Task
 from hfvlm.training.trainer import EpochOf, PartsTrainer, ShowSamples
@@ -155,6 +155,12 @@ def prepare(recipe: Recipe, resume: bool = False) -> Plan:
     seed = 0 if arguments is None else arguments.data_seed if arguments.data_seed is not None else arguments.seed
     texts = recipe.captions_per_image
     rows = read_rows(recipe.train, "data.train", task, mistakes, texts, recipe.augment, seed)
+    if recipe.augment == RAND_AUGMENT and rows is not None and processor is not None:
+        size = getattr(processor.image_processor, "size", None) or {}
+        if "height" in size and size["height"]:
+            rows.view_size = (size["width"], size["height"])
+        else:
+            mistakes.add("augment", f"{RAND_AUGMENT} draws views of one size, and the processor's sizes vary")
     held_out = None
     if recipe.evaluation is not None:
         held_out = read_rows(recipe.evaluation, "data.evaluation", task, mistakes, texts, None, None)

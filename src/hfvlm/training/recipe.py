@@ -31,6 +31,8 @@ class Key:
 
 #: the least share of the area of a random view, where a recipe says `augment: true`
 DEFAULT_VIEW = 0.7
+#: views that are cropped and then changed, https://arxiv.org/abs/1909.13719
+RAND_AUGMENT = "rand_augment"
 
 TEXT, MAPPING = Key((str,)), Key((dict,))
 SOURCE = {"path": Key((str,), required=True), "split": TEXT, "columns": MAPPING, "images": TEXT}
@@ -58,7 +60,7 @@ RECIPE = Key(
         "alpha": Key((float,), least=0, most=1),
         "alpha_ramp": Key((str, float), least=0),
         "max_length": Key((int,), least=3),
-        "augment": Key((bool, float), least=0, most=1),
+        "augment": Key((bool, float, str), least=0, most=1),
         "samples": Key((int,), least=0),
         "output": Key((str,), required=True),
     },
@@ -89,7 +91,8 @@ class Recipe:
         alpha: the teacher's say; None: the config's.
         alpha_ramp: epochs over which alpha grows from 0; None: the config's steps.
         max_length: tokens a text may have; None: as many as the processor allows.
-        augment: the least share of an image's area that a random view of it in training shows; None: all of it.
+        augment: the least share of an image's area that a random view of it in training shows; "rand_augment": views
+            as BLIP's recipes draw them; None: whole images.
         samples: predictions shown at each evaluation.
         raw: all of it as it was read, the overrides within.
     """
@@ -105,7 +108,7 @@ class Recipe:
     alpha: float | None = None
     alpha_ramp: float | None = None
     max_length: int | None = None
-    augment: float | None = None
+    augment: float | str | None = None
     samples: int = 0
     raw: dict[str, Any] = field(default_factory=dict)
 
@@ -220,6 +223,9 @@ def _check_values(raw: dict, mistakes: Mistakes) -> None:
     ramp = raw.get("alpha_ramp")
     if isinstance(ramp, str) and ramp != "epoch":
         mistakes.add("alpha_ramp", f"must be `epoch`, or how many epochs, got {ramp!r}")
+    view = raw.get("augment")
+    if isinstance(view, str) and view != RAND_AUGMENT:
+        mistakes.add("augment", f"must be true, false, the least share of the area, or {RAND_AUGMENT}, got {view!r}")
     for place in ("train", "evaluation"):
         _check_columns(_mapping(data.get(place)).get("columns"), f"data.{place}.columns", mistakes)
     _check_columns(data.get("columns"), "data.columns", mistakes)

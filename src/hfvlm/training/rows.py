@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
+from hfvlm.data.augment import training_view
 from hfvlm.data.captions import draw_captions, random_view, seeded
 from hfvlm.data.tables import read_table
 from hfvlm.images import ImageError, open_image
 from hfvlm.training.mistakes import Mistakes, kind, nearest
-from hfvlm.training.recipe import Source
+from hfvlm.training.recipe import RAND_AUGMENT, Source
 from hfvlm.training.tasks import Column, Task
 
 
@@ -31,7 +34,8 @@ class Rows(Dataset):
         holds: column of the task -> what it holds.
         folder: that paths of images are relative to.
         texts: how many texts an item has; None: all.
-        augment: the least share of the area that random views of the images show; None: whole images.
+        augment: the least share of the area that random views of the images show; "rand_augment": views of
+            `view_size` as `training_view` draws them; None: whole images.
         seed: of what is drawn; None: nothing is, an item has its first texts.
     """
 
@@ -42,11 +46,12 @@ class Rows(Dataset):
         holds: dict[str, str],
         folder: Path,
         texts: int | None = 1,
-        augment: float | None = None,
+        augment: float | str | None = None,
         seed: int | None = 0,
     ):
         self.table, self.columns, self.holds, self.folder = table, columns, holds, folder
         self.texts, self.augment, self.seed = texts, augment, seed
+        self.view_size: tuple[int, int] | None = None  # (width, height) that the processor gives images
         self.epoch = 0  # that items are drawn for
         self._numbers = self._number_images()
 
@@ -83,6 +88,13 @@ class Rows(Dataset):
         source = self.source(index)
         return source.name if isinstance(source, Path) else f"row {index}"
 
+    def _view(self, image: Image.Image, draw: torch.Generator) -> Image.Image:
+        if self.augment != RAND_AUGMENT:
+            return random_view(image, draw, self.augment)
+        with torch.random.fork_rng(devices=[]):  # it draws torch's own numbers
+            torch.default_generator.set_state(draw.get_state())
+            return training_view(image, self.view_size)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         row, item = self.table[index], {"index": index if self._numbers is None else self._numbers[index]}
         draw = None if self.seed is None else seeded(self.seed, self.epoch, index)
@@ -90,7 +102,7 @@ class Rows(Dataset):
             value, holds = row[column], self.holds[name]
             if holds == "image":
                 value = open_image(self.source(index, name))
-                value = value if self.augment is None else random_view(value, draw, self.augment)
+                value = value if self.augment is None else self._view(value, draw)
             elif holds == "texts":
                 value = [value] if isinstance(value, str) else list(value)
                 if not value:
@@ -109,7 +121,7 @@ def read_rows(
     task: Task,
     mistakes: Mistakes,
     texts: int | None,
-    augment: float | None,
+    augment: float | str | None,
     seed: int | None,
 ) -> Rows | None:
     """The rows of a source; None where mistakes were found, all of which are added.
