@@ -14,7 +14,7 @@ from hfvlm.cli import info
     [
         ["--help"],
         [],
-        *([name, "--help"] for name in ("caption", "embed", "search", "evaluate")),
+        *([name, "--help"] for name in ("caption", "embed", "search", "evaluate", "train")),
         ["caption", "missing.jpg"],
     ],
 )

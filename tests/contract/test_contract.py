@@ -151,7 +151,7 @@ def test_a_batch_equals_its_rows_alone(head):
             # of a matrix that compares all rows with all, the row's own entry
             own = tuple(slice(i, i + 1) if n == 3 else slice(None) for n in together[name].shape[: value.ndim])
             own = [where if value.shape[d] == 1 else slice(None) for d, where in enumerate(own)]
-            atol = 1e-5 * max(1.0, value.abs().max().item())  # a ResNet's tokens are large
+            atol = 1e-5 * max(1.0, value.float().abs().max().item())  # a ResNet's tokens are large
             torch.testing.assert_close(together[name][tuple(own)], value, rtol=1e-4, atol=atol, msg=name)
 
 

@@ -8,7 +8,16 @@ from PIL import ExifTags, Image
 from tiny import tiny_model, tiny_processor
 from transformers import Trainer, TrainingArguments
 
-from hfvlm.data.captions import CaptionCollator, CaptionedImages, PairCollator, random_view, read_captions
+from hfvlm.data.captions import (
+    CaptionCollator,
+    CaptionedImages,
+    GroupedPairCollator,
+    PairCollator,
+    draw_captions,
+    random_view,
+    read_captions,
+    seeded,
+)
 
 
 @pytest.fixture
@@ -168,3 +177,29 @@ def test_columns_that_the_trainer_dropped_are_asked_back(folder, tmp_path, archi
     trainer = Trainer(model, arguments, train_dataset=dataset, data_collator=collator(tiny_processor(architecture)))
     with pytest.raises(ValueError, match="no 'image', only .*remove_unused_columns=False"):
         next(iter(trainer.get_train_dataloader()))
+
+
+@pytest.mark.parametrize("architecture", ["albef", "blip"])
+def test_grouped_pairs_hold_each_image_once_and_its_texts_together(folder, architecture):
+    processor = tiny_processor(architecture)
+    dataset = CaptionedImages(read_captions(folder / "captions.jsonl", "train"), captions_per_image=2)
+    batch = GroupedPairCollator(processor, max_length=8)([dataset[0], dataset[1]])
+    assert batch["pixel_values"].shape == (2, 3, 32, 32)
+    assert len(batch["input_ids"]) == len(batch["attention_mask"]) == 4
+    assert (batch["input_ids"][:, 0] == processor.tokenizer.cls_token_id).all()
+    assert batch["image_ids"].tolist() == [0, 1] and batch["return_loss"] is True
+    loss = tiny_model(architecture, "AutoModelForImageTextRetrieval")(**batch).loss
+    assert torch.isfinite(loss)
+
+
+def test_grouped_pairs_refuse_uneven_groups(folder):
+    items = [{"image": Image.new("RGB", (8, 8)), "captions": ["a dog"] * n, "index": n} for n in (1, 2)]
+    with pytest.raises(ValueError, match="have 1 to 2 captions.*captions_per_image=1"):
+        GroupedPairCollator(tiny_processor("albef"))(items)
+
+
+def test_seeded_draws_repeat_and_differ_between_rows_epochs_and_seeds():
+    captions = [f"word{i}" for i in range(9)]
+    drawn = {key: draw_captions(captions, 5, seeded(*key)) for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]}
+    assert draw_captions(captions, 5, seeded(0, 0, 0)) == drawn[0, 0, 0]
+    assert len({tuple(texts) for texts in drawn.values()}) == 4

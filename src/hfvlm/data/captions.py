@@ -1,10 +1,12 @@
 """Captioned images on disk, random views of them, and batches for `Trainer`."""
 
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
@@ -37,6 +39,19 @@ def read_captions(path: str | Path, split: str | None = None) -> list[dict[str, 
         splits = sorted({str(row.get("split")) for row in rows})
         raise ValueError(f"{path} has no row of split {split!r}; it has {', '.join(splits)}")
     return chosen
+
+
+def seeded(seed: int, epoch: int, index: int) -> torch.Generator:
+    """Random numbers of one row in one epoch: the same in any process and order, and after a restart."""
+    words = np.random.SeedSequence([seed, epoch, index]).generate_state(2)
+    return torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
+
+
+def draw_captions(captions: Sequence[str], count: int, generator: torch.Generator | None = None) -> list[str]:
+    """`count` of them in random order, some twice where there are fewer."""
+    order = torch.randperm(len(captions), generator=generator)[:count]
+    again = torch.randint(len(captions), (count - len(order),), generator=generator)
+    return [captions[i] for i in [*order.tolist(), *again.tolist()]]
 
 
 def random_view(image: Image.Image, generator: torch.Generator | None = None, min_scale: float = 0.7) -> Image.Image:
@@ -81,9 +96,7 @@ class CaptionedImages(Dataset):
         image = open_image(row["image"])
         captions = row["captions"]
         if self.captions_per_image is not None:
-            order = torch.randperm(len(captions))[: self.captions_per_image]
-            again = torch.randint(len(captions), (self.captions_per_image - len(order),))
-            captions = [captions[i] for i in [*order.tolist(), *again.tolist()]]
+            captions = draw_captions(captions, self.captions_per_image)
         return {"image": random_view(image) if self.augment else image, "captions": captions, "index": index}
 
 
@@ -146,4 +159,40 @@ class PairCollator:
         """A caption of each item, drawn, and what the processor makes of `images`."""
         texts = [captions[torch.randint(len(captions), ()).item()] for captions in _column(items, "captions")]
         batch = self.processor(text=texts, max_length=self.max_length, **images)
+        return {**batch, "image_ids": torch.tensor(_column(items, "index")), "return_loss": True}
+
+
+def reading_options(processor: Any) -> dict[str, str]:
+    """What a processor whose model also writes texts is told, so that it takes them as texts to be read."""
+    return {"task": "encode"} if "task" in inspect.signature(type(processor).__call__).parameters else {}
+
+
+class GroupedPairCollator:
+    """Items of `CaptionedImages` to pairs: each image once, all captions of the item, an image's together.
+
+    What is paired with what, and the loss that is asked for, as `PairCollator` has it. Nothing is drawn here.
+
+    Args:
+        processor: of a model that compares images and texts.
+        max_length: tokens a caption may have; None: the processor's own limit.
+
+    Raises:
+        ValueError: when called, an item without one of its fields: `Trainer` needs `remove_unused_columns=False`;
+            items with different numbers of captions.
+    """
+
+    def __init__(self, processor: Any, max_length: int | None = None):
+        self.processor, self.max_length, self.options = processor, max_length, reading_options(processor)
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        captions = _column(items, "captions")
+        counts = {len(group) for group in captions}
+        if len(counts) > 1:
+            raise ValueError(
+                f"the images of a batch have {min(counts)} to {max(counts)} captions, pairs take one number for all: "
+                f"pass captions_per_image={max(min(counts), 1)} to CaptionedImages"
+            )
+        texts = [caption for group in captions for caption in group]
+        images = _column(items, "image")
+        batch = self.processor(images=images, text=texts, max_length=self.max_length, **self.options)
         return {**batch, "image_ids": torch.tensor(_column(items, "index")), "return_loss": True}

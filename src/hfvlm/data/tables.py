@@ -1,0 +1,104 @@
+"""Rows with named columns from the kinds of files that image-text data comes in."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+#: files of rows by their suffix; a folder is one that `datasets` saved
+SUFFIXES = (".jsonl", ".json", ".parquet")
+
+
+def read_table(path: str | Path, split: str | None = None) -> tuple[Sequence[dict[str, Any]], list[str]]:
+    """Reads a `.jsonl` (an object a line), a `.json` (a list of objects), a `.parquet`, or a folder that
+    `datasets.save_to_disk` wrote.
+
+    Args:
+        split: of a folder with several data sets the one of that name; elsewhere the rows whose `split` it is. None:
+            all rows.
+
+    Returns:
+        the rows, each a dict: a list, or a `datasets.Dataset`, which stays on disk and whose images stay encoded; and
+        the names of the columns.
+
+    Raises:
+        ValueError: nothing there, a file of another kind, a broken line, no rows, or no such split.
+        ImportError: `datasets` is needed, and not installed.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder")
+    if path.is_dir() or path.suffix == ".parquet":
+        return _from_datasets(path, split)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: cannot be read, take {', '.join(SUFFIXES)} or a folder that datasets saved")
+    rows = _json_lines(path) if path.suffix == ".jsonl" else _json_list(path)
+    if not rows:
+        raise ValueError(f"{path}: holds no rows")
+    if split is not None:
+        rows = [rows[i] for i in _of_split(path, [row.get("split") for row in rows], split)]
+    return rows, list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _json_lines(path: Path) -> list[dict]:
+    rows = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: is no JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}:{number}: must be an object of columns, got {type(row).__name__}")
+            rows.append(row)
+    return rows
+
+
+def _json_list(path: Path) -> list[dict]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: is no JSON ({error})") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path}: must hold a list of objects, each a row")
+    return rows
+
+
+def _of_split(path: Path, splits: Sequence[Any], wanted: str) -> list[int]:
+    """Numbers of the rows of one split."""
+    chosen = [i for i, split in enumerate(splits) if split == wanted]
+    if not chosen:
+        known = sorted({str(split) for split in splits if split is not None})
+        there = f"it has {', '.join(known)}" if known else "its rows name no split, leave split out"
+        raise ValueError(f"{path}: has no row of split {wanted!r}; {there}")
+    return chosen
+
+
+def _from_datasets(path: Path, split: str | None) -> tuple[Sequence[dict[str, Any]], list[str]]:
+    try:
+        from datasets import Dataset, DatasetDict, Image, load_from_disk
+    except ImportError as error:
+        raise ImportError(f"{path}: reading it needs datasets: pip install 'hfvlm[train]'") from error
+    try:
+        data = load_from_disk(str(path)) if path.is_dir() else Dataset.from_parquet(str(path))
+    except Exception as error:  # of pyarrow, fsspec or datasets, with no common base
+        expected = "a folder that datasets saved" if path.is_dir() else "a Parquet file"
+        raise ValueError(f"{path}: is not {expected} ({error})") from error
+    if isinstance(data, DatasetDict):
+        if split not in data:
+            said = "holds several splits, say which" if split is None else f"has no split {split!r}"
+            raise ValueError(f"{path}: {said}; it has {', '.join(data)}")
+        data, split = data[split], None
+    if split is not None:
+        if "split" not in data.column_names:
+            raise ValueError(f"{path}: has no column 'split' to find {split!r} in, leave split out")
+        data = data.select(_of_split(path, data["split"], split))
+    if not len(data):
+        raise ValueError(f"{path}: holds no rows")
+    for name, feature in data.features.items():
+        if isinstance(feature, Image):
+            data = data.cast_column(name, Image(decode=False))
+    return data, data.column_names

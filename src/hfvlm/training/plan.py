@@ -1,0 +1,260 @@
+"""From a recipe to a run: everything is checked and built first, then trained by the stock `Trainer`."""
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import TrainingArguments, set_seed
+
+from hfvlm.data.files import replacing
+from hfvlm.training.arguments import build_arguments
+from hfvlm.training.mistakes import Mistakes, nearest
+from hfvlm.training.model import build_config, build_model, load_processor, no_teacher, set_alpha
+from hfvlm.training.recipe import RAND_AUGMENT, Recipe
+from hfvlm.training.rows import Rows, read_rows
+from hfvlm.training.tasks import TASKS, Task
+from hfvlm.training.trainer import EpochOf, PartsTrainer, ShowSamples
+
+
+#: what a run may change when it is resumed
+CHANGEABLE = {"training", "samples", "output"}
+
+
+@dataclass
+class Plan:
+    """A run that is ready to start.
+
+    Args:
+        fresh: what of the model starts with random weights, in words.
+        epoch_steps: training steps of an epoch.
+        checkpoint: what is resumed; None: nothing.
+    """
+
+    recipe: Recipe
+    task: Task
+    model: Any
+    processor: Any
+    arguments: TrainingArguments
+    train_rows: Rows
+    evaluation_rows: Rows | None
+    fresh: list[str]
+    epoch_steps: int
+    checkpoint: Path | None
+
+    def lines(self) -> list[str]:
+        """What will be done, in words."""
+        arguments, recipe = self.arguments, self.recipe
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        origin = recipe.model.get("from") or recipe.model["architecture"]
+        fresh = f"; starts fresh: {', '.join(self.fresh)}" if self.fresh else ""
+        steps = (
+            arguments.max_steps
+            if arguments.max_steps > 0
+            else math.ceil(arguments.num_train_epochs * self.epoch_steps)
+        )
+        batch = arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
+        held = (
+            "none" if self.evaluation_rows is None else f"{len(self.evaluation_rows)} rows of {recipe.evaluation.path}"
+        )
+        lines = [
+            f"task        {recipe.task}: {type(self.model).__name__}, {trained:,} trained parameters",
+            f"model       {origin}{fresh}",
+            f"data        {len(self.train_rows)} rows of {recipe.train.path}; evaluation: {held}",
+            f"batches     {batch} rows a step, {self.epoch_steps} steps an epoch, {steps} steps in all",
+            f"optimiser   {_word(arguments.optim)}, learning rate {arguments.learning_rate:g}, "
+            f"{_word(arguments.lr_scheduler_type)}, {arguments.get_warmup_steps(steps)} steps of warm-up",
+            f"output      {recipe.output}" + (f", goes on from {self.checkpoint.name}" if self.checkpoint else ""),
+        ]
+        if getattr(self.model, "taught_parts", ()) and hasattr(self.model.config, "alpha"):
+            config = self.model.config
+            ramp = f", from 0 over {config.alpha_steps} steps" if config.alpha_steps else ""
+            lines.insert(2, f"teacher     momentum {config.momentum:g}, alpha {config.alpha:g}{ramp}")
+        return lines
+
+    def train(self, write: Callable[[str], Any] = print) -> Path:
+        """Trains, and saves the model with its processor.
+
+        Args:
+            write: takes the lines of sample predictions.
+
+        Returns:
+            the folder of the model, `model` in the output; it is there whole, or not at all.
+        """
+        recipe, output = self.recipe, self.recipe.output
+        output.mkdir(parents=True, exist_ok=True)
+        if self.arguments.process_index == 0:
+            with replacing(output / "recipe.yaml") as name:
+                name.write_text(yaml.safe_dump(recipe.raw, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        callbacks = [EpochOf(self.train_rows)]
+        if recipe.samples and self.evaluation_rows is not None:
+            callbacks.append(
+                ShowSamples(self.task, self.processor, self.evaluation_rows, recipe.samples, recipe.max_length, write)
+            )
+        trainer = PartsTrainer(
+            model=self.model,
+            args=self.arguments,
+            train_dataset=self.train_rows,
+            eval_dataset=self.evaluation_rows,
+            data_collator=self.task.collator(self.processor, recipe.max_length),
+            processing_class=self.processor,
+            callbacks=callbacks,
+        )
+        trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
+        return self._save(trainer, output / "model")
+
+    @staticmethod
+    def _save(trainer: PartsTrainer, folder: Path) -> Path:
+        """Writes beside, and moves into place."""
+        new = folder.with_name(".model-new")
+        trainer.save_model(str(new))  # all processes take part
+        if trainer.is_world_process_zero():
+            (new / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml says the same
+            if folder.exists():
+                old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".model-old-"))
+                os.replace(folder, old / "model")
+                os.replace(new, folder)
+                shutil.rmtree(old)
+            else:
+                os.replace(new, folder)
+        return folder
+
+
+def _word(value: Any) -> str:
+    return getattr(value, "value", value)
+
+
+def prepare(recipe: Recipe, resume: bool = False) -> Plan:
+    """Checks all that a recipe names, and builds it; writes nothing.
+
+    Args:
+        resume: go on from the output's last whole checkpoint.
+
+    Raises:
+        RecipeError: mistakes, all that can be found together.
+    """
+    mistakes = Mistakes()
+    task = TASKS.get(recipe.task)
+    if task is None:
+        mistakes.add("task", f"unknown task {recipe.task!r}; {nearest(recipe.task, TASKS)}")
+        mistakes.stop()
+    if task.one_text and recipe.captions_per_image != 1:
+        mistakes.add("captions_per_image", f"must be 1 for {recipe.task}, got {recipe.captions_per_image}")
+    arguments = build_arguments(recipe, mistakes)
+    configs = build_config(recipe, task, mistakes)
+    processor = None
+    if configs is not None:
+        resized = "image_size" in recipe.model.get("config", {}).get("vision_config", {})
+        processor = load_processor(recipe, configs[0], resized, mistakes)
+    seed = 0 if arguments is None else arguments.data_seed if arguments.data_seed is not None else arguments.seed
+    texts = recipe.captions_per_image
+    rows = read_rows(recipe.train, "data.train", task, mistakes, texts, recipe.augment, seed)
+    if recipe.augment == RAND_AUGMENT and rows is not None and processor is not None:
+        size = getattr(processor.image_processor, "size", None) or {}
+        if "height" in size and size["height"]:
+            rows.view_size = (size["width"], size["height"])
+        else:
+            mistakes.add("augment", f"{RAND_AUGMENT} draws views of one size, and the processor's sizes vary")
+    held_out = None
+    if recipe.evaluation is not None:
+        held_out = read_rows(recipe.evaluation, "data.evaluation", task, mistakes, texts, None, None)
+    checkpoint = _check_output(recipe, resume, mistakes)
+    epoch_steps = 0
+    if configs is not None and arguments is not None and rows is not None:
+        epoch_steps = _epoch_steps(len(rows), arguments)
+        set_alpha(configs[0], recipe, epoch_steps, mistakes)
+        _check_queue(configs[0], arguments, recipe, task, mistakes)
+        for where, found in (("data.train", rows), ("data.evaluation", held_out)):
+            highest = None if found is None else found.highest_class()
+            if highest is not None and highest >= configs[0].num_labels:
+                classes = configs[0].num_labels
+                mistakes.add(where, f"has class {highest}, the model has {classes}: model.config.num_labels")
+    mistakes.stop()
+    set_seed(arguments.seed)  # of the parts that start fresh
+    try:
+        model, fresh = build_model(recipe, task, *configs)
+    except (ValueError, OSError, RuntimeError) as error:
+        mistakes.add("model", str(error))
+        mistakes.stop()
+    if (recipe.alpha is not None or recipe.alpha_ramp is not None) and not getattr(model, "taught_parts", ()):
+        mistakes.add(*no_teacher(recipe))
+    _try(task, recipe, model, processor, rows, mistakes)
+    mistakes.stop()
+    return Plan(recipe, task, model, processor, arguments, rows, held_out, fresh, epoch_steps, checkpoint)
+
+
+def _epoch_steps(rows: int, arguments: TrainingArguments) -> int:
+    """Changes of the weights in an epoch, as `Trainer` counts them."""
+    share = arguments.train_batch_size * arguments.world_size
+    batches = rows // share if arguments.dataloader_drop_last else math.ceil(rows / share)
+    return max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
+
+
+def _check_queue(config: Any, arguments: TrainingArguments, recipe: Recipe, task: Task, mistakes: Mistakes) -> None:
+    if (
+        getattr(config, "momentum", None) is None
+        or not hasattr(config, "queue_size")
+        or "return_loss" not in task.reads
+    ):
+        return
+    pairs = arguments.train_batch_size * arguments.world_size * recipe.captions_per_image
+    if pairs > config.queue_size:
+        mistakes.add(
+            "model.config.queue_size",
+            f"is {config.queue_size}, and must be at least the {pairs} pairs of a batch: enlarge it, or lower "
+            "training.per_device_train_batch_size",
+        )
+
+
+def _check_output(recipe: Recipe, resume: bool, mistakes: Mistakes) -> Path | None:
+    """The checkpoint to resume."""
+    output = recipe.output
+    if output.exists() and not output.is_dir():
+        mistakes.add("output", f"{output} is a file, not a folder")
+        return None
+    above = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        mistakes.add("output", f"{output} cannot be written: {above} is no folder that may be written to")
+        return None
+    whole = sorted(
+        (path.parent for path in output.glob("checkpoint-*/trainer_state.json")),  # what is written last
+        key=lambda folder: int(folder.name.rpartition("-")[2]),
+    )
+    if not resume:
+        if whole or (output / "model").exists():
+            mistakes.add(
+                "output", f"{output} holds a run already: pass --resume to go on with it, or another --output"
+            )
+        return None
+    if not whole:
+        mistakes.add("output", f"{output} holds no whole checkpoint to resume: start without --resume")
+        return None
+    before = output / "recipe.yaml"
+    if before.is_file():
+        was = yaml.safe_load(before.read_text(encoding="utf-8"))
+        for name in sorted((was.keys() | recipe.raw.keys()) - CHANGEABLE):
+            if was.get(name) != recipe.raw.get(name):
+                mistakes.add(name, f"differs from what {output} was started with: a resumed run goes on as it was")
+    return whole[-1]
+
+
+def _try(task: Task, recipe: Recipe, model: Any, processor: Any, rows: Rows, mistakes: Mistakes) -> None:
+    """Whether the model reads a batch of the first rows."""
+    items = [rows[i] for i in range(min(2, len(rows)))]
+    training = model.training
+    try:
+        batch = task.collator(processor, recipe.max_length)(items)
+        with torch.no_grad():
+            loss = model.eval()(**batch).loss
+        if not torch.isfinite(loss):
+            mistakes.add("model", f"its loss on the first rows is {loss.item()}")
+    except Exception as error:  # whatever does not fit together
+        mistakes.add("model", f"cannot read the first rows as the processor gives them: {error}")
+    finally:
+        model.train(training)

@@ -1,0 +1,203 @@
+"""Rows of a file by the columns of a task, checked, and as items to make batches of."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from hfvlm.data.augment import training_view
+from hfvlm.data.captions import draw_captions, random_view, seeded
+from hfvlm.data.tables import read_table
+from hfvlm.images import ImageError, open_image
+from hfvlm.training.mistakes import Mistakes, kind, nearest
+from hfvlm.training.recipe import RAND_AUGMENT, Source
+from hfvlm.training.tasks import Column, Task
+
+
+#: rows whose images are opened before training starts, and rows whose texts are looked at
+FIRST_IMAGES, FIRST_ROWS = 8, 1000
+
+
+class Rows(Dataset):
+    """Rows of a table as items: `{column of the task: value, "index": the image's number}`.
+
+    What is drawn for an item, its texts and the view of its image, depends on the seed, the epoch and the row alone:
+    a run that is resumed goes on as if it had not stopped.
+
+    Args:
+        table: a list of dicts, or a `datasets.Dataset`.
+        columns: column of the task -> what it is called in the table.
+        holds: column of the task -> what it holds.
+        folder: that paths of images are relative to.
+        texts: how many texts an item has; None: all.
+        augment: the least share of the area that random views of the images show; "rand_augment": views of
+            `view_size` as `training_view` draws them; None: whole images.
+        seed: of what is drawn; None: nothing is, an item has its first texts.
+    """
+
+    def __init__(
+        self,
+        table: Sequence[dict[str, Any]],
+        columns: dict[str, str],
+        holds: dict[str, str],
+        folder: Path,
+        texts: int | None = 1,
+        augment: float | str | None = None,
+        seed: int | None = 0,
+    ):
+        self.table, self.columns, self.holds, self.folder = table, columns, holds, folder
+        self.texts, self.augment, self.seed = texts, augment, seed
+        self.view_size: tuple[int, int] | None = None  # (width, height) that the processor gives images
+        self.epoch = 0  # that items are drawn for
+        self._numbers = self._number_images()
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def _number_images(self) -> list[int] | None:
+        """The number of each row's image: rows of one `image_id`, or of one path, show the same image."""
+        name = self.columns.get("image_id", self.columns.get("image"))
+        if name is None or not isinstance(self.table[0].get(name), (str, int)):
+            return None  # images themselves: each its own
+        keys = [row.get(name) for row in self.table] if isinstance(self.table, list) else self.table[name]
+        seen: dict[Any, int] = {}
+        return [seen.setdefault(key, len(seen)) for key in keys]
+
+    def source(self, index: int, name: str = "image") -> Any:
+        """Where an image of a row is: anything that `open_image` takes."""
+        value = self.table[index][self.columns[name]]
+        if isinstance(value, dict):  # as `datasets` stores images
+            value = value["bytes"] if value.get("bytes") is not None else value["path"]
+        if isinstance(value, (str, os.PathLike)) and not str(value).startswith(("http://", "https://", "data:")):
+            return self.folder / value
+        return value
+
+    def highest_class(self) -> int | None:
+        """The highest number of a class; None: there are no classes."""
+        column = next((self.columns[name] for name in self.columns if self.holds[name] == "class"), None)
+        if column is None:
+            return None
+        return max(row[column] for row in self.table) if isinstance(self.table, list) else max(self.table[column])
+
+    def name(self, index: int) -> str:
+        """What to call a row's image."""
+        source = self.source(index)
+        return source.name if isinstance(source, Path) else f"row {index}"
+
+    def _view(self, image: Image.Image, draw: torch.Generator) -> Image.Image:
+        if self.augment != RAND_AUGMENT:
+            return random_view(image, draw, self.augment)
+        with torch.random.fork_rng(devices=[]):  # it draws torch's own numbers
+            torch.default_generator.set_state(draw.get_state())
+            return training_view(image, self.view_size)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row, item = self.table[index], {"index": index if self._numbers is None else self._numbers[index]}
+        draw = None if self.seed is None else seeded(self.seed, self.epoch, index)
+        for name, column in self.columns.items():
+            value, holds = row[column], self.holds[name]
+            if holds == "image":
+                value = open_image(self.source(index, name))
+                value = value if self.augment is None else self._view(value, draw)
+            elif holds == "texts":
+                value = [value] if isinstance(value, str) else list(value)
+                if not value:
+                    raise ValueError(f"row {index} has no {name}: leave it out of the data")
+                if self.texts is not None and draw is not None:
+                    value = draw_captions(value, self.texts, draw)
+                elif self.texts is not None:
+                    value = [value[i % len(value)] for i in range(self.texts)]
+            item[name] = value
+        return item
+
+
+def read_rows(
+    source: Source,
+    where: str,
+    task: Task,
+    mistakes: Mistakes,
+    texts: int | None,
+    augment: float | str | None,
+    seed: int | None,
+) -> Rows | None:
+    """The rows of a source; None where mistakes were found, all of which are added.
+
+    Args:
+        where: the source's key in the recipe.
+        texts, augment, seed: as in `Rows`.
+    """
+    try:
+        table, names = read_table(source.path, source.split)
+    except (ValueError, OSError, ImportError) as error:
+        mistakes.add(where, str(error))
+        return None
+    if source.images is not None and not source.images.is_dir():
+        mistakes.add(f"{where}.images", f"{source.images}: no such folder")
+        return None
+    columns = _choose_columns(source, where, task.columns, names, mistakes)
+    if columns is None:
+        return None
+    holds = {name: task.columns[name].holds for name in columns}
+    folder = source.images or (source.path if source.path.is_dir() else source.path.parent)
+    rows = Rows(table, columns, holds, folder, texts, augment, seed)
+    before = len(mistakes.found)
+    # rows that are in memory cost nothing to look at; those on disk hold their images
+    for i in range(min(len(table), FIRST_ROWS if isinstance(table, list) else FIRST_IMAGES)):
+        found = len(mistakes.found)
+        _check_row(table[i], i, where, columns, holds, mistakes)
+        images = [name for name in columns if holds[name] == "image"]
+        if len(mistakes.found) == found and i < FIRST_IMAGES:
+            try:
+                for name in images:
+                    open_image(rows.source(i, name))
+            except (ImageError, TypeError, KeyError) as error:
+                mistakes.add(where, f"row {i}: {error}")
+        if len(mistakes.found) > before + 2:
+            break  # the others are wrong in the same way
+    return rows if len(mistakes.found) == before else None
+
+
+def _choose_columns(
+    source: Source, where: str, wanted: dict[str, Column], names: list[str], mistakes: Mistakes
+) -> dict[str, str] | None:
+    """Column of the task -> what it is called in the file."""
+    before = len(mistakes.found)
+    for name in source.columns:
+        if name not in wanted:
+            mistakes.add(f"{where}.columns.{name}", f"is no column of this task; {nearest(name, wanted)}")
+    chosen = {}
+    for name, column in wanted.items():
+        tried = (source.columns[name],) if name in source.columns else column.names
+        there = next((one for one in tried if one in names), None)
+        if there is not None:
+            chosen[name] = there
+        elif column.required or name in source.columns:
+            mistakes.add(
+                where,
+                f"{source.path} has no column {' or '.join(map(repr, tried))}, it has {', '.join(names)}; say which "
+                f"holds what with columns: {{{name}: NAME}}",
+            )
+    return chosen if len(mistakes.found) == before else None
+
+
+def _check_row(row: dict, number: int, where: str, columns: dict, holds: dict, mistakes: Mistakes) -> None:
+    """Whether a row's texts are texts."""
+    for name, column in columns.items():
+        value = row.get(column)
+        place = f"row {number}, column {column!r}"
+        if holds[name] == "texts":
+            texts = [value] if isinstance(value, str) else value
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                mistakes.add(where, f"{place} must hold a text or a list of texts, got {kind(value)}")
+            elif not any(text.strip() for text in texts):
+                mistakes.add(where, f"{place} holds no text: leave such rows out")
+        elif holds[name] == "text" and not isinstance(value, str):
+            mistakes.add(where, f"{place} must hold a text, got {kind(value)}")
+        elif holds[name] == "class" and (type(value) is not int or value < 0):
+            mistakes.add(where, f"{place} must hold the number of a class, 0 or above, got {value!r}")
+        elif value is None:
+            mistakes.add(where, f"{place} is empty")

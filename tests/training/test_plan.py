@@ -1,0 +1,312 @@
+"""From a recipe to a run: what is checked before it, what it trains, and that it goes on where it was killed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_config, tiny_model
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from hfvlm.training.mistakes import RecipeError
+from hfvlm.training.plan import Plan, prepare
+
+
+@pytest.fixture
+def mistakes(read):
+    """What is wrong with a recipe."""
+
+    def call(recipe: dict, resume: bool = False) -> list[str]:
+        with pytest.raises(RecipeError) as error:
+            prepare(read(recipe), resume)
+        return error.value.mistakes
+
+    return call
+
+
+def weights(folder: str | Path) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "step, workers", [(1, 0), (2, 0), (3, 2)], ids=["within an epoch", "between epochs", "with workers"]
+)
+def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(recipe, read, tmp_path, step, workers):
+    """With a teacher, a queue, dropout, random views and drawn captions, evaluation and samples; the later checkpoint,
+    which the kill left half-written, is passed over."""
+    recipe |= {"alpha_ramp": "epoch", "samples": 1}
+    recipe["training"] |= {"save_steps": 1, "dataloader_num_workers": workers}
+    whole = prepare(read(recipe)).train()
+    start, killed = whole.parent / f"checkpoint-{step}", tmp_path / "killed"
+    shutil.copytree(start, killed / start.name)
+    shutil.copytree(whole.parent / "checkpoint-4", killed / "checkpoint-4")
+    (killed / "checkpoint-4" / "trainer_state.json").unlink()
+    plan = prepare(read({**recipe, "output": str(killed)}), resume=True)
+    assert plan.checkpoint.name == start.name
+    resumed, expected, before = weights(plan.train()), weights(whole), weights(start)
+    assert expected.keys() == resumed.keys() and "image_queue.features" in expected
+    assert [name for name in expected if not torch.equal(expected[name], resumed[name])] == []
+    for part in ("itm_head", "vision_proj", "teacher_vision_proj"):
+        assert not torch.equal(before[f"{part}.weight"], expected[f"{part}.weight"])
+
+
+@pytest.mark.parametrize(
+    "task, architecture, texts",
+    [
+        ("captioning", "blip", 2),
+        ("contrastive", "clip", 1),
+        ("pretraining", "albef", 2),
+        ("pretraining", "blip", 1),
+        ("retrieval", "albef", 1),
+    ],
+)
+def test_every_task_trains_evaluates_and_shows_samples(recipe, read, processors, task, architecture, texts):
+    recipe |= {"task": task, "processor": processors[architecture], "captions_per_image": texts, "samples": 2}
+    recipe["model"]["architecture"] = architecture
+    recipe["training"] |= {"max_steps": 1, "save_strategy": "no", "eval_strategy": "steps", "eval_steps": 1}
+    shown = []
+    plan = prepare(read(recipe))
+    before = {name: value.clone() for name, value in plan.model.state_dict().items()}
+    folder = plan.train(shown.append)
+    assert len(shown) == 2 and shown[0].startswith("step 1: 8.png: ") and "(data: 'a " in shown[0]
+    after = weights(folder)
+    assert any(not torch.equal(before[name], value) for name, value in after.items())
+    assert not (folder / "training_args.bin").exists()
+    AutoProcessor.from_pretrained(folder)
+
+
+def test_a_trained_model_is_the_start_of_another_task(recipe, read, tmp_path):
+    tiny_model("blip", "AutoModelForPreTraining", momentum=None).save_pretrained(tmp_path / "start")
+    recipe |= {"task": "captioning", "model": {"from": str(tmp_path / "start")}}
+    plan = prepare(read(recipe))
+    assert plan.fresh == [] and torch.equal(
+        plan.model.vision_model.cls_token, weights(tmp_path / "start")["vision_model.cls_token"]
+    )
+    tiny_model("blip", "AutoModelForImageTextRetrieval").save_pretrained(tmp_path / "start")
+    lines = prepare(read(recipe)).lines()
+    assert any("starts fresh" in line and "weights of lm_head" in line for line in lines)
+
+
+def test_images_of_another_size(recipe, read, processors, tmp_path):
+    """Positions are interpolated, also the teacher's, and the processor makes images of that size."""
+    tiny_model("blip", "AutoModelForImageTextRetrieval").save_pretrained(tmp_path / "start")
+    recipe["model"] = {"from": str(tmp_path / "start"), "config": {"vision_config": {"image_size": 48}}}
+    plan = prepare(read(recipe))
+    assert plan.model.vision_model.position_embedding.shape[1] == 37
+    assert plan.model.teacher_vision_model.position_embedding.shape[1] == 37
+    assert plan.model.config.vision_config.image_size == plan.processor.image_processor.size["height"] == 48
+    name = "text_model.embeddings.word.weight"
+    assert torch.equal(plan.model.state_dict()[name], weights(tmp_path / "start")[name])
+
+
+def test_alpha_and_its_ramp_reach_the_config(recipe, read):
+    plan = prepare(read({**recipe, "alpha": 1, "alpha_ramp": "epoch"}))
+    assert (plan.model.config.alpha, plan.model.config.alpha_steps, plan.epoch_steps) == (1.0, 2, 2)
+    assert "teacher     momentum 0.995, alpha 1, from 0 over 2 steps" in plan.lines()
+    recipe["training"]["gradient_accumulation_steps"] = 2
+    assert prepare(read({**recipe, "alpha_ramp": 3})).model.config.alpha_steps == 3
+
+
+def test_views_as_the_papers_draw_them(recipe, read, mistakes, processors, tmp_path):
+    rows = prepare(read({**recipe, "augment": "rand_augment"})).train_rows
+    state = torch.get_rng_state()
+    first = [rows[0]["image"].tobytes() for _ in range(2)]
+    assert rows[0]["image"].size == rows.view_size == (32, 32) and first[0] == first[1]
+    rows.epoch = 1
+    assert rows[0]["image"].tobytes() != first[0] and torch.equal(torch.get_rng_state(), state)
+    recipe |= {"task": "contrastive", "processor": str(tmp_path / "clip"), "captions_per_image": 1}
+    recipe["model"]["architecture"] = "clip"
+    processor = AutoProcessor.from_pretrained(processors["clip"])
+    processor.image_processor.size = {"shortest_edge": 32}
+    processor.save_pretrained(tmp_path / "clip")
+    found = mistakes({**recipe, "augment": "rand_augment"})
+    assert found == ["augment: rand_augment draws views of one size, and the processor's sizes vary"]
+
+
+def test_a_plan_writes_nothing(recipe, read):
+    plan = prepare(read(recipe))
+    assert isinstance(plan, Plan) and "batches     4 rows a step, 2 steps an epoch, 4 steps in all" in plan.lines()
+    assert not Path(recipe["output"]).exists()
+
+
+def change(recipe: dict, dotted: str, value) -> dict:
+    *above, last = dotted.split(".")
+    here = recipe
+    for name in above:
+        here = here.setdefault(name, {})
+    here[last] = value
+    return recipe
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("task", "retreival", "task: unknown task 'retreival'; did you mean 'retrieval'?"),
+        ("model.architecture", "blpi", "model.architecture: unknown architecture 'blpi'; did you mean 'blip'?"),
+        ("model.variant", "tinny", "model.variant: unknown variant 'tinny'; did you mean 'tiny'?"),
+        ("model.config.queue", 3, "model.config.queue: is no field of BlipConfig; did you mean 'queue_size'?"),
+        (
+            "model.config.text_config.vocab",
+            3,
+            "text_config.vocab: is no field of BertTowerConfig; did you mean 'vocab_size'?",
+        ),
+        (
+            "model.config.text_config",
+            3,
+            "model.config.text_config: must be a mapping of fields, got 3 (a whole number)",
+        ),
+        ("model.config.momentum", 2, "model.config: momentum must be between 0 and 1"),
+        ("model.config.queue_size", 7, "model.config.queue_size: is 7, and must be at least the 8 pairs of a batch"),
+        ("model.config.text_config.vocab_size", 60, "processor: {processor} has 64 words, the model has 60"),
+        (
+            "model.config.text_config.eos_token_id",
+            9,
+            "text_config.eos_token_id: is 9, but in the processor [SEP] is 3",
+        ),
+        ("processor", "./nowhere", "processor: ./nowhere: no such folder"),
+        ("processor", "{data}", "processor: {data} holds no processor that can be read"),
+        ("data.train.path", "nowhere.json", "data.train: nowhere.json: no such file or folder"),
+        ("data.train.columns", {"captions": "text"}, "has no column 'text', it has image, captions, split"),
+        (
+            "training.learning_rat",
+            1,
+            "training.learning_rat: is no field of TrainingArguments; did you mean 'learning_rate'?",
+        ),
+        ("training.learning_rate", "fast", "training.learning_rate: must be a number, got 'fast' (text)"),
+        ("training.max_steps", 2.5, "training.max_steps: must be a whole number, got 2.5 (a number)"),
+        ("training.lr_scheduler_type", "cosin", "training: cosin is not a valid SchedulerType"),
+        ("training.output_dir", "x", "training.output_dir: is said by `output`"),
+        ("training.remove_unused_columns", True, "training.remove_unused_columns: must be false: the columns"),
+        ("training.dataloader_persistent_workers", True, "training.dataloader_persistent_workers: must be false"),
+        ("max_length", 41, "max_length: must be at most the 40 positions of the model, got 41"),
+        ("output", "{data}/photos.jsonl", "photos.jsonl is a file, not a folder"),
+        ("output", "{data}/photos.jsonl/out", "photos.jsonl is no folder that may be written to"),
+    ],
+)
+def test_a_mistake(recipe, mistakes, data, processors, key, value, message):
+    names = {"data": data, "processor": processors["blip"]}
+    value = value.format(**names) if isinstance(value, str) else value
+    found = mistakes(change(recipe, key, value))
+    assert len(found) == 1 and message.format(**names) in found[0]
+    assert not (Path(recipe["output"]) / "recipe.yaml").exists()
+
+
+def test_all_mistakes_are_told_together(recipe, mistakes):
+    for key, value in (
+        ("training.sed", 1),
+        ("model.variant", "big"),
+        ("data.train.path", "no.json"),
+        ("data.evaluation.split", "no"),
+    ):
+        change(recipe, key, value)
+    assert [line.split(":")[0] for line in mistakes(recipe)] == [
+        "training.sed",
+        "model.variant",
+        "data.train",
+        "data.evaluation",
+    ]
+
+
+def test_models_that_cannot_be_had(recipe, mistakes, data, tmp_path):
+    photos = data / "photos.jsonl"
+    for name, message in (("./nowhere", "no such folder"), (str(photos), "is a file, not a folder")):
+        found = mistakes({**recipe, "model": {"from": name}})
+        assert len(found) == 1 and found[0] == f"model.from: {name}: {message}" or message in found[0]
+    assert mistakes({**recipe, "model": {"from": str(data)}})[0].startswith("model.from: ")
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    assert (
+        "bert is a bert, none of albef, align, blip"
+        in mistakes({**recipe, "model": {"from": str(tmp_path / "bert")}})[0]
+    )
+    tiny_config("blip").save_pretrained(tmp_path / "empty")
+    assert mistakes({**recipe, "model": {"from": str(tmp_path / "empty")}})[0].startswith("model: ")
+
+
+def test_a_task_that_an_architecture_does_not_learn(recipe, mistakes, processors):
+    recipe |= {"task": "captioning", "processor": processors["clip"]}
+    recipe["model"]["architecture"] = "clip"
+    expected = "task: CLIP has no head for captioning; it learns contrastive, and captioning is learned by BLIP"
+    assert mistakes(recipe) == [expected]
+    recipe["model"]["architecture"] = "moco"
+    assert "MoCo has no head for pretraining; it learns no task" in mistakes({**recipe, "task": "pretraining"})[0]
+
+
+def test_what_only_some_models_have(recipe, mistakes, processors):
+    recipe |= {"task": "contrastive", "processor": processors["clip"], "alpha": 0.4}
+    recipe["model"]["architecture"] = "clip"
+    assert mistakes(recipe) == [
+        "captions_per_image: must be 1 for contrastive, got 2",
+        "alpha: is a momentum teacher's say, and this model has none for contrastive: leave it out",
+    ]
+
+
+def test_a_teacher_that_a_head_does_not_have(recipe, mistakes):
+    """BLIP's captioner has none, and without a momentum no head has one."""
+    expected = "is a momentum teacher's say, and this model has none for"
+    assert mistakes({**recipe, "task": "captioning", "alpha": 0.4}) == [f"alpha: {expected} captioning: leave it out"]
+    recipe["model"]["config"] = {"momentum": None}
+    assert mistakes({**recipe, "alpha_ramp": 1}) == [f"alpha_ramp: {expected} retrieval: leave it out"]
+
+
+@pytest.mark.parametrize("architecture", ["albef", "blip"])
+@pytest.mark.parametrize("task", ["entailment", "visual-reasoning"])
+def test_classes_of_images_and_texts(recipe, read, mistakes, data, processors, tmp_path, task, architecture):
+    rows = [{"image": f"{i}.png", "image_second": f"{i + 1}.png", "text": "a dog", "label": i % 3} for i in range(8)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    source = {"path": str(tmp_path / "rows.json"), "images": str(data)}
+    recipe |= {"task": task, "processor": processors[architecture], "data": {"train": source, "evaluation": source}}
+    recipe |= {"samples": 2, "captions_per_image": 1}
+    recipe["model"]["architecture"] = architecture
+    assert mistakes(recipe) == [
+        f"data.{place}: has class 2, the model has 2: model.config.num_labels" for place in ("train", "evaluation")
+    ]
+    recipe["model"]["config"] = {"num_labels": 3}
+    shown = []
+    plan = prepare(read(recipe))
+    before = plan.model.cls_head[0].weight.clone()
+    folder = plan.train(shown.append)
+    assert plan.model.classes == 3 and not torch.equal(weights(folder)["cls_head.0.weight"], before)
+    assert len(shown) == 4 and "'LABEL_" in shown[0] and "(data: 'LABEL_0')" in shown[0]
+    rows[0]["label"] = "yes"
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    assert "row 0, column 'label' must hold the number of a class, 0 or above, got 'yes'" in mistakes(recipe)[0]
+
+
+def test_evaluation_needs_data(recipe, mistakes):
+    recipe["training"]["eval_strategy"] = "epoch"
+    del recipe["data"]["evaluation"]
+    assert mistakes(recipe) == ["training.eval_strategy: is 'epoch', but data.evaluation is missing"]
+
+
+def test_images_of_a_size_that_the_model_does_not_take(recipe, mistakes, processors, tmp_path):
+    processor = AutoProcessor.from_pretrained(processors["blip"])
+    processor.image_processor.size = {"height": 20, "width": 20}
+    processor.save_pretrained(tmp_path / "small")
+    found = mistakes({**recipe, "processor": str(tmp_path / "small")})
+    assert len(found) == 1 and found[0].startswith("model: cannot read the first rows as the processor gives them: ")
+
+
+def test_an_output_is_one_run(recipe, read, mistakes, processors):
+    assert "holds no whole checkpoint to resume" in mistakes(recipe, resume=True)[0]
+    recipe["training"] |= {"max_steps": 2, "lr_scheduler_type": "constant"}
+    folder = prepare(read(recipe)).train()
+    assert "holds a run already: pass --resume" in mistakes(recipe)[0]
+    recipe["training"] |= {"max_steps": 3}
+    assert mistakes({**recipe, "augment": False}, resume=True) == [
+        f"augment: differs from what {recipe['output']} was started with: a resumed run goes on as it was"
+    ]
+    before = weights(folder)["itm_head.weight"]
+    assert prepare(read(recipe), resume=True).train() == folder
+    assert not torch.equal(weights(folder)["itm_head.weight"], before)
+    assert {path.name for path in folder.parent.iterdir()} == {"checkpoint-2", "checkpoint-3", "model", "recipe.yaml"}
+
+
+def test_the_trained_captioner_captions(recipe, read, data):
+    recipe |= {"task": "captioning"}
+    recipe["training"] |= {"max_steps": 1, "save_strategy": "no"}
+    folder = prepare(read(recipe)).train()
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    assert model.generate(**processor(images=[str(data / "0.png")]), max_new_tokens=3).shape[0] == 1
