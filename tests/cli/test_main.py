@@ -11,7 +11,12 @@ from hfvlm.cli import info
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], [], *([name, "--help"] for name in ("caption", "embed", "search")), ["caption", "missing.jpg"]],
+    [
+        ["--help"],
+        [],
+        *([name, "--help"] for name in ("bootstrap", "caption", "embed", "search")),
+        ["caption", "missing.jpg"],
+    ],
 )
 def test_answers_without_torch_and_transformers(arguments):
     code = (
