@@ -51,7 +51,8 @@ def bootstrap_with_ray(
             return {"shard": shard, "counts": vars(counts), "errors": "\n".join(errors)}
 
     table = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
-    for row in table.map(Worker, concurrency=workers, num_gpus=gpus).iter_rows():
+    pool = ray.data.ActorPoolStrategy(size=workers)
+    for row in table.map(Worker, compute=pool, num_gpus=gpus).iter_rows():
         if on_error is not None:
             for error in filter(None, row["errors"].split("\n")):
                 on_error(error)
