@@ -68,7 +68,7 @@ def corrupt(rows: list[dict], share: float, generator: torch.Generator) -> tuple
 
 
 class DrawnMaps(CachedMaps):
-    """A cached view a photo and `texts` of its captions, drawn anew each time; a row's `photo` is its number in `maps`."""
+    """A cached view a photo and `texts` of its captions, drawn anew each time; `photo` is a row's place in `maps`."""
 
     def __init__(self, maps: torch.Tensor, rows: list[dict], texts: int):
         super().__init__(maps, rows)

@@ -1,6 +1,9 @@
 """A round of CapFilt: what is kept and how it is judged, the same rows however the work is cut, nothing foreign."""
 
 import json
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import datasets
 import numpy as np
@@ -260,6 +263,44 @@ def test_models_of_another_kind(models):
         CapFilt(judge, second, judge, second, Recipe())
     with pytest.raises(TypeError, match="filter: BlipForConditionalGeneration does not judge pairs"):
         CapFilt(captioner, first, captioner, first, Recipe())
+
+
+class FakeRay(ModuleType):
+    """As much of Ray Data as a round uses, in this process: the actors are made once, and each takes a row."""
+
+    def __init__(self):
+        super().__init__("ray")
+        self.__spec__ = ModuleSpec("ray", None)
+        self.data, self.ActorPoolStrategy = self, dict
+
+    def from_items(self, items, override_num_blocks):
+        assert override_num_blocks == len(items)
+        self.items = items
+        return self
+
+    def map(self, worker, compute, num_gpus):
+        self.asked, self.worker = (compute, num_gpus), worker()
+        return self
+
+    def iter_rows(self):
+        return map(self.worker, reversed(self.items))
+
+
+def test_ray_makes_the_same_rows(source, models, whole, tmp_path, monkeypatch):
+    ray = FakeRay()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.data", ray)
+
+    def load():
+        rows, capfilt = open_rows(source), CapFilt(*models, Recipe(**RECIPE))
+        return rows, ShardFolder(tmp_path, capfilt.settings(rows)), capfilt
+
+    told = []
+    made = dict(bootstrap_ray.bootstrap_with_ray(load, range(4), workers=2, gpus=0.5, on_error=told.append))
+    assert ray.asked == ({"size": 2}, 0.5)
+    assert rows_in(tmp_path) == whole
+    assert [made[shard].images for shard in range(4)] == [3, 2, 3, 2]
+    assert len(told) == 1 and told[0].startswith("row 5: ")
 
 
 def test_ray_is_missed_by_name(monkeypatch):
