@@ -158,7 +158,8 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.4, help="share of the web's captions that is shuffled")
     parser.add_argument("--texts", type=int, default=2, help="captions a photo and step")
     parser.add_argument("--views", type=int, default=2, help="random views a photo, encoded once and kept on disk")
-    parser.add_argument("--epochs", type=int, default=6, help="of each captioner, and of the filter")
+    parser.add_argument("--epochs", type=int, default=6, help="of each captioner")
+    parser.add_argument("--filter-epochs", type=int, default=6, help="of the filter")
     parser.add_argument("--tuning-epochs", type=int, default=3, help="on the human captions")
     parser.add_argument("--threshold", type=float, default=0.5, help="of the filter")
     parser.add_argument("--seed", type=int, default=0, help="of the noise and the sampling")
@@ -192,7 +193,7 @@ def main() -> None:
 
     torch.manual_seed(1)
     judge, pairs = build_filter(captioner, old_ids, args, recipe), PairCollator(processor, max_length)
-    learn(judge, noisy, pairs, stage, args.output / "filter_noisy_training")
+    learn(judge, noisy, pairs, {**stage, "epochs": args.filter_epochs}, args.output / "filter_noisy_training")
     learn(judge, tuned, pairs, tuning, args.output / "filter_training")
     save(judge, processor, args.output / "filter")
 

@@ -120,6 +120,8 @@ def test_bad_input_and_models(run, arguments, model, photos, tmp_path):
     result = run(*arguments, "--filter", model)
     assert result.code == 1
     assert "it holds the weights of BlipForConditionalGeneration" in result.err
+    result = run(*arguments, "--captioner", arguments[arguments.index("--filter") + 1])
+    assert result.code == 1 and result.err.count("\n") == 1
     for content, message in (("", "has no row"), ('{"image": "a.png"}', "has no 'text' or 'captions', only image")):
         (photos / "web.jsonl").write_text(content)
         result = run(*arguments)

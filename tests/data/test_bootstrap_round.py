@@ -265,6 +265,15 @@ def test_models_of_another_kind(models):
         CapFilt(captioner, first, captioner, first, Recipe())
 
 
+def test_scores_that_are_no_numbers_drop_nothing_in_silence(source, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(models[2], "match", lambda *args, **kwargs: torch.full((4, 2), torch.nan))
+    with pytest.raises(
+        ValueError, match="filter: BlipForImageTextRetrieval gives NaN or infinite scores in .*float32"
+    ):
+        run(source, tmp_path, models)
+    assert not list(tmp_path.iterdir())
+
+
 class FakeRay(ModuleType):
     """As much of Ray Data as a round uses, in this process: the actors are made once, and each takes a row."""
 

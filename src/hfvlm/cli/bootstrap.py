@@ -75,7 +75,7 @@ def bootstrap(
     captions: Annotated[int, typer.Option(help="New texts an image.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
     shard_size: Annotated[int, typer.Option(help="Rows of the input a shard; what a kill loses at most.")] = 1000,
-    batch_size: Annotated[int, typer.Option(help="Images at a time; more than 8 pays on a GPU only.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Images at a time; the texts that are drawn depend on it, too.")] = 8,
     engine: Annotated[Engine, typer.Option(help="local: this process, or those of torchrun; ray: Ray Data.")] = (
         Engine.local
     ),

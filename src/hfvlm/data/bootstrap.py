@@ -118,6 +118,9 @@ class CapFilt:
 
         Args:
             on_error: is told of each image that cannot be read, which is left out.
+
+        Raises:
+            ValueError: the filter gives scores that are not finite.
         """
         kept, counts = Kept(), Counts()
         cuda = [self.captioner.device] if self.captioner.device.type == "cuda" else []
@@ -193,6 +196,11 @@ class CapFilt:
             ids = {name: value.to(model.device) for name, value in self._tokens([text for _, text in part]).items()}
             index = torch.tensor([image for image, _ in part], device=model.device)
             logits = model.match(tokens, ids["input_ids"], ids["attention_mask"], memory_index=index)
+            if not logits.isfinite().all():
+                raise ValueError(
+                    f"filter: {type(model).__name__} gives NaN or infinite scores in {model.dtype}: its weights are "
+                    "broken, or their numbers outgrow this precision; try float32 (--dtype fp32)"
+                )
             scores += logits.float().softmax(dim=-1)[:, 1].tolist()
         return scores
 
@@ -214,7 +222,7 @@ def bootstrap(
         on_error: is told of each image that cannot be read, which is left out.
 
     Raises:
-        ValueError: a row that is not an image with texts.
+        ValueError: a row that is not an image with texts; a filter whose scores are not finite.
         ShardError: a shard that is there was made in another way.
         OSError: the shards cannot be written.
     """
