@@ -14,8 +14,16 @@ from hfvlm.conversion.fusion_rules import (
     teacher_rules,
     words,
 )
-from hfvlm.conversion.rules import Drop, Rule
-from hfvlm.conversion.towers import Shapes, bert_geometry, bert_lm_rules, bert_rules, vit_geometry, vit_rules
+from hfvlm.conversion.rules import Drop, Rename, Rule, Twin
+from hfvlm.conversion.towers import (
+    Shapes,
+    bert_geometry,
+    bert_layer_rules,
+    bert_lm_rules,
+    bert_rules,
+    vit_geometry,
+    vit_rules,
+)
 
 
 _VISION = vit_rules("visual_encoder.", "vision_model.")
@@ -38,6 +46,51 @@ RETRIEVAL = (
     *teacher_rules(),
     *queue_rules("queue_ptr", with_ids=True),
 )
+ENTAILMENT = (
+    *(*_VISION, words("text_encoder.", "text_model."), *bert_rules("text_encoder.", "text_model.")),
+    Rename("cls_head.{*rest}", "cls_head.{*rest}"),
+    *(*teacher_rules()[:-2], Rename("cls_head_m.{*rest}", "teacher_cls_head.{*rest}")),
+)
+
+
+def _paired_text(source: str, target: str, first: int, pairs: int) -> tuple[Rule, ...]:
+    """A text tower in which each fusion layer is there twice, one after the other, with one projection of keys and
+    values stored under both.
+
+    Args:
+        first: the first fusion layer.
+        pairs: how many there are.
+    """
+    rules: list[Rule] = [words(source, target)]
+    for i in range(pairs):
+        one, two = f"{source}encoder.layer.{first + 2 * i}.", f"{source}encoder.layer.{first + 2 * i + 1}."
+        own, second = f"{target}layers.{first + i}.", f"{target}second_layers.{i}."
+        shared = tuple(f"crossattention.self.{name}.{{p}}" for name in ("key", "value"))
+        rules += [*bert_layer_rules(one, own), *(Twin(two + name, one + name) for name in shared)]
+        rules += [rule for rule in bert_layer_rules(two, second) if shared[0] not in "".join(rule.sources)]
+    return (*rules, *bert_rules(source, target))
+
+
+def reasoning(tensors: Mapping[str, torch.Tensor]) -> tuple[Rule, ...]:
+    """The rules of NLVR2's model, whose layers are numbered by the tensors that it has."""
+    first, pairs = paired_layers(tensors)
+    return (
+        *(*_VISION, *_paired_text("text_encoder.", "text_model.", first, pairs)),
+        Rename("cls_head.{*rest}", "cls_head.{*rest}"),
+        *vit_rules("visual_encoder_m.", "teacher_vision_model."),
+        *_paired_text("text_encoder_m.", "teacher_text_model.", first, pairs),
+        Rename("cls_head_m.{*rest}", "teacher_cls_head.{*rest}"),
+    )
+
+
+def paired_layers(tensors: Mapping[str, torch.Tensor]) -> tuple[int, int]:
+    """The first fusion layer of a tower whose fusion layers are there twice, and how many pairs there are."""
+    shapes = Shapes(tensors, "text_encoder.")
+    count = shapes.count("encoder.layer") or 0
+    fusing = [i for i in range(count) if shapes.size(f"encoder.layer.{i}.crossattention.self.key.weight", 1)]
+    return (fusing[0], len(fusing) // 2) if fusing else (count, 0)
+
+
 #: LAVIS's feature extractor: a masked language model of which the head is not used
 FEATURES = (
     *(*_VISION, words("text_encoder.bert.", "text_model."), *bert_rules("text_encoder.bert.", "text_model.")),
@@ -48,12 +101,16 @@ FEATURES = (
 
 
 def release_fields(
-    tensors: Mapping[str, torch.Tensor], vocabulary: Mapping[str, int] | None, text_prefix: str
+    tensors: Mapping[str, torch.Tensor],
+    vocabulary: Mapping[str, int] | None,
+    text_prefix: str,
+    paired: bool = False,
 ) -> dict[str, Any]:
     """Fields of an `AlbefConfig` that a release's shapes and vocabulary tell.
 
     Args:
         text_prefix: of the text tower.
+        paired: its fusion layers are there twice.
     """
     text = bert_geometry(tensors, text_prefix)
     shapes = Shapes(tensors, text_prefix)
@@ -62,6 +119,8 @@ def release_fields(
     if fusing:
         text["fusion_layer"] = fusing[0]
         text["encoder_hidden_size"] = shapes.size(f"encoder.layer.{fusing[0]}.crossattention.self.key.weight", 1)
+    if paired:
+        text["num_hidden_layers"] = fusing[0] + len(fusing) // 2
     text["type_vocab_size"] = shapes.size("embeddings.token_type_embeddings.weight", 0) or 0
     fields: dict[str, Any] = {"vision_config": vit_geometry(tensors, "visual_encoder."), "text_config": text}
     if vocabulary is not None:
@@ -70,4 +129,9 @@ def release_fields(
         )
         if "[MASK]" in vocabulary:
             fields["mask_token_id"] = vocabulary["[MASK]"]
-    return {**fields, "projection_dim": 0, **momentum_fields(tensors)}
+    if "cls_head.2.weight" in tensors:
+        fields["num_labels"] = tensors["cls_head.2.weight"].shape[0]
+    fields.update({"projection_dim": 0, **momentum_fields(tensors)})
+    if any(key.startswith("visual_encoder_m.") for key in tensors):
+        fields.pop("momentum", None)
+    return fields

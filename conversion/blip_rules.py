@@ -20,6 +20,7 @@ from hfvlm.conversion.fusion_rules import (
 )
 from hfvlm.conversion.rules import Drop, Fresh, Fuse, Rename, Rule, Twin
 from hfvlm.conversion.towers import (
+    Shapes,
     bert_geometry,
     bert_lm_rules,
     bert_rules,
@@ -101,6 +102,26 @@ RELEASE_FEATURES = (
     Drop("temp", "features are not compared here"),
 )
 RELEASE_MATCHING = (*RELEASE_FEATURES[:-1], *MATCHING, _NO_TEMPERATURE)
+_PAIR = "text_encoder.encoder.layer.{i}.crossattention."
+#: NLVR2's: two cross-attentions a layer, merged by a linear layer in the upper ones
+RELEASE_REASONING = (
+    *(*_VISION, words("text_encoder.", "text_model.")),
+    *(
+        rule
+        for n, own in enumerate(("cross_attention", "second_cross_attention"))
+        for rule in (
+            Rename(f"{_PAIR}self{n}.query.{{p}}", f"text_model.layers.{{i}}.{own}.q.{{p}}"),
+            Fuse(
+                tuple(f"{_PAIR}self{n}.{part}.{{p}}" for part in ("key", "value")),
+                f"text_model.layers.{{i}}.{own}.kv.{{p}}",
+            ),
+            Rename(f"{_PAIR}output.dense{n}.{{p}}", f"text_model.layers.{{i}}.{own}.proj.{{p}}"),
+        )
+    ),
+    Rename(f"{_PAIR}output.merge_layer.{{p}}", "text_model.layers.{i}.merge.{p}"),
+    *_BARE_TEXT,
+    Rename("cls_head.{*rest}", "cls_head.{*rest}"),
+)
 RELEASE_RETRIEVAL = (
     *(*RELEASE_FEATURES[:-1], *MATCHING, TEMPERATURE),
     *teacher_rules(),
@@ -144,6 +165,13 @@ def release_fields(
     fields = {"vision_config": vit_geometry(tensors, "visual_encoder."), "text_config": text}
     if any(key.startswith("text_decoder.") for key in tensors):
         fields["release_beam_search"] = True
+    shapes = Shapes(tensors, text_prefix)
+    if (width := shapes.size("encoder.layer.0.crossattention.self0.key.weight", 1)) is not None:
+        layers = range(text["num_hidden_layers"])
+        merging = [i for i in layers if shapes.size(f"encoder.layer.{i}.crossattention.output.merge_layer.bias", 0)]
+        text.update(encoder_hidden_size=width, merge_layer=merging[0] if merging else len(layers))
+    if "cls_head.2.weight" in tensors:
+        fields["num_labels"] = tensors["cls_head.2.weight"].shape[0]
     if any(key.startswith("text_encoder.") for key in tensors):
         fields.update({"projection_dim": 0, **momentum_fields(tensors)})
     return fields

@@ -3,12 +3,12 @@
     python conversion/convert_albef.py --checkpoint ALBEF.pth --output albef --vocab vocab.txt
     python conversion/convert_albef.py --checkpoint mscoco.pth --output albef-coco --image-size 384
 
-Reads the original release (https://github.com/salesforce/ALBEF): pretraining and retrieval; and LAVIS's feature
-extractor. Sizes come from the weights; heads (64 wide unless told), normalisation and activation from `--variant` or
-`--config`, a JSON file with fields of `hfvlm.AlbefConfig`.
+Reads the original release (https://github.com/salesforce/ALBEF): pretraining, retrieval, entailment and NLVR2; and
+LAVIS's feature extractor. Sizes come from the weights; heads (64 wide unless told), normalisation and activation from
+`--variant` or `--config`, a JSON file with fields of `hfvlm.AlbefConfig`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from hfvlm.conversion.blip_processor import vocabulary_of
 from hfvlm.conversion.checkpoint import Checkpoint
 from hfvlm.conversion.command import ConfigLike, Conversion, Source
 from hfvlm.conversion.rules import Rule, apply, invert
+from hfvlm.models.albef.classes_albef import AlbefForImageClassification, AlbefForVisualReasoning
 from hfvlm.models.albef.configuration_albef import VARIANTS, AlbefConfig
 from hfvlm.models.albef.modeling_albef import AlbefModel
 from hfvlm.models.albef.pretraining_albef import AlbefForImageTextRetrieval, AlbefForPreTraining
@@ -34,13 +35,15 @@ class Head(NamedTuple):
     """A head that a checkpoint may be of: its class, its key rules, and the prefix of its text tower."""
 
     cls: type[PreTrainedModel]
-    rules: tuple[Rule, ...]
-    text: str
+    rules: tuple[Rule, ...] | Callable[[Mapping[str, torch.Tensor]], tuple[Rule, ...]]
+    text: str = "text_encoder."
 
 
 HEADS = {
     "pretraining": Head(AlbefForPreTraining, albef_rules.PRETRAINING, "text_encoder.bert."),
-    "retrieval": Head(AlbefForImageTextRetrieval, albef_rules.RETRIEVAL, "text_encoder."),
+    "retrieval": Head(AlbefForImageTextRetrieval, albef_rules.RETRIEVAL),
+    "entailment": Head(AlbefForImageClassification, albef_rules.ENTAILMENT),
+    "reasoning": Head(AlbefForVisualReasoning, albef_rules.reasoning),
     "features": Head(AlbefModel, albef_rules.FEATURES, "text_encoder.bert."),
 }
 
@@ -51,11 +54,15 @@ def head_of(tensors: Mapping[str, torch.Tensor]) -> str:
     Raises:
         ValueError: none of those.
     """
-    if not any(key.startswith("visual_encoder.") for key in tensors) or "vision_proj.weight" not in tensors:
-        if any(key.startswith(("cls_head.", "ta_head.", "text_decoder.")) for key in tensors):
-            raise ValueError(
-                "checkpoints of question answering, visual reasoning and entailment are not converted yet"
-            )
+    prefixes = {key.partition(".")[0] for key in tensors}
+    if prefixes & {"text_decoder", "ta_head"}:
+        raise ValueError("checkpoints of question answering and of text assignment are not converted yet")
+    if "cls_head" in prefixes:
+        first, pairs = albef_rules.paired_layers(tensors)
+        one, two = (f"text_encoder.encoder.layer.{first + i}.crossattention.self.key.weight" for i in (0, 1))
+        twins = pairs > 0 and torch.equal(tensors[one], tensors[two])  # layers of two images share keys and values
+        return "reasoning" if twins else "entailment"
+    if not {"visual_encoder", "vision_proj"} <= prefixes:
         raise ValueError(
             "not an ALBEF checkpoint: expected visual_encoder.* and vision_proj.*, found "
             f"{', '.join(list(tensors)[:3])}, ..."
@@ -96,9 +103,19 @@ def convert(
     return _converted(checkpoint, variant, config, image_size, vocab, output, verify).model
 
 
-def to_release_keys(tensors: Mapping[str, torch.Tensor], head: str) -> dict[str, torch.Tensor]:
-    """A head's tensors (weights, gradients) under the keys of the original release."""
-    return apply(invert(HEADS[head].rules), tensors).tensors
+def to_release_keys(
+    tensors: Mapping[str, torch.Tensor], head: str, like: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """A head's tensors (weights, gradients) under the keys of the original release.
+
+    Args:
+        like: a release, where the head's keys depend on its layers.
+    """
+    return apply(invert(_rules(HEADS[head], like or {})), tensors).tensors
+
+
+def _rules(head: Head, tensors: Mapping[str, torch.Tensor]) -> tuple[Rule, ...]:
+    return head.rules if isinstance(head.rules, tuple) else head.rules(tensors)
 
 
 def _converted(checkpoint, variant, config, image_size, vocab, output, verify) -> Conversion:
@@ -114,12 +131,13 @@ def _converted(checkpoint, variant, config, image_size, vocab, output, verify) -
 
 
 def _head(source: Checkpoint, variant, config, image_size, vocab) -> Conversion:
-    head = HEADS[head_of(source.tensors)]
+    name = head_of(source.tensors)
+    head = HEADS[name]
     words = vocabulary_of(vocab, source.folder)
-    fields = albef_rules.release_fields(source.tensors, words, head.text)
+    fields = albef_rules.release_fields(source.tensors, words, head.text, paired=name == "reasoning")
     built = command.merged_config(AlbefConfig, VARIANTS, fields, variant, config, image_size, towers=TOWERS)
     model = head.cls(built)
-    dropped = folder.fill(model, head.rules, source.tensors)
+    dropped = folder.fill(model, _rules(head, source.tensors), source.tensors)
     return Conversion(model, None if words is None else _processor(words, built), dropped)
 
 
@@ -143,7 +161,8 @@ def _processor(words: dict[str, int], config: AlbefConfig) -> AlbefProcessor:
 def _verify(model: PreTrainedModel) -> None:
     pixels = command.random_pixels(model.config.vision_config, model.dtype)
     ids = torch.full((len(pixels), 4), model.config.text_config.bos_token_id)
-    folder.require_finite("states", model(pixels, ids).last_hidden_state)
+    second = {"pixel_values_second": pixels.flip(0)} if isinstance(model, AlbefForVisualReasoning) else {}
+    folder.require_finite("states", model(pixels, input_ids=ids, **second).last_hidden_state)
 
 
 def main(argv: list[str] | None = None) -> int:

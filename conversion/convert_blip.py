@@ -4,10 +4,10 @@
     python conversion/convert_blip.py --checkpoint blip-captioner --output in-tree-folder --to transformers
     python conversion/convert_blip.py --checkpoint any_blip.pth --output tower --part vision --image-size 480
 
-Reads the original release (https://github.com/salesforce/BLIP): captioning, pretraining, retrieval, features (LAVIS's,
-too); folders of transformers' `BlipForConditionalGeneration` and `BlipForImageTextRetrieval`; and hfvlm folders. Sizes
-come from the weights; heads (64 wide unless told), normalisation and activation from `--variant` or `--config`, a JSON
-file with fields of `hfvlm.BlipConfig`.
+Reads the original release (https://github.com/salesforce/BLIP): captioning, pretraining, retrieval, NLVR2, features
+(LAVIS's, too); folders of transformers' `BlipForConditionalGeneration` and `BlipForImageTextRetrieval`; and hfvlm
+folders. Sizes come from the weights; heads (64 wide unless told), normalisation and activation from `--variant` or
+`--config`, a JSON file with fields of `hfvlm.BlipConfig`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,6 +25,7 @@ from hfvlm.conversion.command import ConfigLike, Conversion, Source
 from hfvlm.conversion.rules import Rule, apply, invert
 from hfvlm.encoders.vit import VitTower
 from hfvlm.fusion import FusionPreTrainedModel
+from hfvlm.models.blip.classes_blip import BlipForVisualReasoning
 from hfvlm.models.blip.configuration_blip import VARIANTS, BlipConfig
 from hfvlm.models.blip.modeling_blip import BlipForConditionalGeneration, BlipModel
 from hfvlm.models.blip.pretraining_blip import BlipForImageTextRetrieval, BlipForPreTraining
@@ -60,6 +61,7 @@ HEADS = {
     "pretraining": Head(BlipForPreTraining, blip_rules.RELEASE_PRETRAINING),
     "retrieval": Head(BlipForImageTextRetrieval, blip_rules.RELEASE_RETRIEVAL),
     "matching": Head(BlipForImageTextRetrieval, blip_rules.RELEASE_MATCHING, blip_rules.IN_TREE_MATCHING),
+    "reasoning": Head(BlipForVisualReasoning, blip_rules.RELEASE_REASONING),
     "features": Head(BlipModel, blip_rules.RELEASE_FEATURES),
 }
 
@@ -71,8 +73,10 @@ def head_of(tensors: Mapping[str, torch.Tensor]) -> str:
         ValueError: none of those.
     """
     prefixes = {key.partition(".")[0] for key in tensors}
-    if "cls_head" in prefixes or {"text_decoder", "text_encoder"} <= prefixes and "image_queue" not in prefixes:
-        raise ValueError("checkpoints of visual question answering and visual reasoning cannot be converted yet")
+    if {"text_decoder", "text_encoder"} <= prefixes and "image_queue" not in prefixes:
+        raise ValueError("checkpoints of visual question answering cannot be converted yet")
+    if "cls_head" in prefixes:
+        return "reasoning"
     if "text_decoder" in prefixes:
         return "pretraining" if "image_queue" in prefixes else "captioning"
     if "text_encoder" in prefixes:
@@ -233,7 +237,8 @@ def _verify(model: PreTrainedModel) -> None:
     pixels = command.random_pixels(getattr(model.config, "vision_config", model.config), model.dtype)
     if isinstance(model, FusionPreTrainedModel) and not model.can_generate():
         ids = torch.full((len(pixels), 4), model.config.enc_token_id)
-        folder.require_finite("states", model(pixels, ids).last_hidden_state)
+        second = {"pixel_values_second": pixels.flip(0)} if isinstance(model, BlipForVisualReasoning) else {}
+        folder.require_finite("states", model(pixels, input_ids=ids, **second).last_hidden_state)
         return
     outputs = model(pixels)
     if isinstance(model, BlipForConditionalGeneration):

@@ -38,13 +38,24 @@ def bert_rules(source: str, target: str, attention: str = "attention") -> tuple[
     Args:
         attention: what the self-attention is called in the tower: "causal_attention" that of a decoder.
     """
-    layer, own = f"{source}encoder.layer.{{i}}.", f"{target}layers.{{i}}."
-    query, key, value = (f"self.{name}.{{p}}" for name in ("query", "key", "value"))
     return (
         Drop(f"{source}embeddings.position_ids", "0, 1, 2, ...: counted when needed"),
         Rename(f"{source}embeddings.position_embeddings.weight", f"{target}embeddings.position.weight"),
         Rename(f"{source}embeddings.token_type_embeddings.weight", f"{target}embeddings.token_type.weight"),
         Rename(f"{source}embeddings.LayerNorm.{{p}}", f"{target}embeddings.norm.{{p}}"),
+        *bert_layer_rules(f"{source}encoder.layer.{{i}}.", f"{target}layers.{{i}}.", attention),
+    )
+
+
+def bert_layer_rules(layer: str, own: str, attention: str = "attention") -> tuple[Rule, ...]:
+    """One layer of transformers' BertModel -> `BertLayer`.
+
+    Args:
+        layer, own: prefixes of the two; `{i}` in both stands for any layer.
+        attention: as in `bert_rules`.
+    """
+    query, key, value = (f"self.{name}.{{p}}" for name in ("query", "key", "value"))
+    return (
         Fuse(tuple(f"{layer}attention.{name}" for name in (query, key, value)), f"{own}{attention}.qkv.{{p}}"),
         Rename(f"{layer}attention.output.dense.{{p}}", f"{own}{attention}.proj.{{p}}"),
         Rename(f"{layer}attention.output.LayerNorm.{{p}}", f"{own}{attention}_norm.{{p}}"),

@@ -16,9 +16,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from evaluate_captioner import words
 from pyarrow import parquet
-from pycocoevalcap.cider.cider import Cider
 from safetensors.torch import load_file
 from train_blip import PairCollator
 from train_captioner import (
@@ -42,6 +40,7 @@ from hfvlm.conversion.efficientnet import load_efficientnet
 from hfvlm.data.bootstrap import CapFilt, Recipe, bootstrap
 from hfvlm.data.shards import Counts, ShardFolder
 from hfvlm.data.web import open_rows
+from hfvlm.evaluation.tasks import score_captions
 
 
 #: of every training here; the epochs are options
@@ -140,9 +139,8 @@ def cider(folder: Path, rows: list[dict]) -> float:
     """Of a captioner on photos with their captions, with 3 beams."""
     captioner = pipeline("image-to-text", model=str(folder), dtype=torch.float32)
     outputs = captioner([str(row["image"]) for row in rows], batch_size=20, generate_kwargs={"num_beams": 3})
-    answers = {i: [words(output[0]["generated_text"])] for i, output in enumerate(outputs)}
-    score, _ = Cider().compute_score({i: [words(c) for c in row["captions"]] for i, row in enumerate(rows)}, answers)
-    return round(float(score), 3)
+    captions = [output[0]["generated_text"] for output in outputs]
+    return round(score_captions(captions, [row["captions"] for row in rows])["cider"], 3)
 
 
 def main() -> None:

@@ -1,26 +1,19 @@
-"""Captions a split of Flickr8k and scores it: BLEU-1..4 and CIDEr (pycocoevalcap), as percentages but for CIDEr.
+"""Captions a split of Flickr8k and scores it: BLEU-1..4 and ROUGE-L in percent, and CIDEr (pycocoevalcap).
 
     python examples/evaluate_captioner.py --data flickr8k --model captioner --split test --beams 5
 
-Tokenisation: lower case, split at everything but letters, digits, apostrophes and hyphens (no Java needed), the same
-for references and captions; all five references of a photo count.
+Words are those of `hfvlm.evaluation.words` (as the COCO caption evaluation's, no Java needed); all five references of
+a photo count. `hfvlm evaluate captioning` scores a model with its own settings for generation.
 """
 
 import argparse
 import json
-import re
 import time
 from pathlib import Path
 
-from pycocoevalcap.bleu.bleu import Bleu
-from pycocoevalcap.cider.cider import Cider
-
 from hfvlm import pipeline
 from hfvlm.data.captions import read_captions
-
-
-def words(caption: str) -> str:
-    return " ".join(re.findall(r"[a-z0-9'-]*[a-z0-9][a-z0-9'-]*", caption.lower()))
+from hfvlm.evaluation.tasks import score_captions
 
 
 def main() -> None:
@@ -47,12 +40,9 @@ def main() -> None:
         with args.output.open("w", encoding="utf-8") as lines:
             for row, caption in zip(rows, captions, strict=True):
                 lines.write(json.dumps({"image": row["image"].name, "caption": caption}) + "\n")
-    references = {i: [words(caption) for caption in row["captions"]] for i, row in enumerate(rows)}
-    answers = {i: [words(caption)] for i, caption in enumerate(captions)}
-    bleu, _ = Bleu(4).compute_score(references, answers, verbose=0)
-    cider, _ = Cider().compute_score(references, answers)
-    scores = {f"BLEU-{n}": round(100 * score, 1) for n, score in enumerate(bleu, 1)}
-    print(json.dumps({**scores, "CIDEr": round(float(cider), 3), "photos": len(rows), "beams": args.beams}))
+    scores = score_captions(captions, [row["captions"] for row in rows])
+    shown = {name: round(value, 3) if name == "cider" else round(100 * value, 1) for name, value in scores.items()}
+    print(json.dumps({**shown, "photos": len(rows), "beams": args.beams}))
     print(f"{len(rows) / seconds:.1f} photos/s, {len(set(captions))} different captions")
 
 

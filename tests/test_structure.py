@@ -23,11 +23,11 @@ CONVERSION = sorted((ROOT / "conversion").rglob("*.py"))
 LEVELS = [
     {"nn", "encoders", "losses", "modeling", "generation", "beam_search", "processing", "saving", "outputs"}
     | {"images", "registry", "version", "two_tower", "two_tower_config", "two_tower_processing"}
-    | {"fusion", "fusion_config", "fusion_training", "momentum_teacher", "reranking"}
+    | {"fusion", "fusion_config", "fusion_training", "fusion_classes", "momentum_teacher", "reranking"}
     | {"pixels", "nearest", "embedder"},
     {"models"},
     {"pipelines", "data", "training", "evaluation", "export", "hub", "conversion", "builtin", "auto"},
-    {"serving", "cli"},
+    {"serving", "cli", "lavis"},
 ]
 #: on the ground floor, too, imports point one way; a room may import from itself
 GROUND = {
@@ -53,6 +53,7 @@ GROUND = {
     "fusion_config": {"encoders", "losses"},
     "fusion": {"fusion_config", "encoders", "modeling", "nn", "outputs"},
     "fusion_training": {"fusion", "fusion_config", "momentum_teacher", "encoders", "losses", "nn", "outputs"},
+    "fusion_classes": {"fusion", "fusion_config", "momentum_teacher", "encoders", "losses", "nn", "outputs"},
     "two_tower": {"two_tower_config", "encoders", "losses", "nn", "modeling"},
 }
 #: what travels to the Hub with a model, and all that it may import from outside

@@ -12,7 +12,14 @@ from hfvlm.version import __version__
 
 
 if TYPE_CHECKING:  # what __getattr__ imports
-    from hfvlm.auto import AutoModelForImageEncoding, AutoModelForImageTextRetrieval
+    from hfvlm.auto import (
+        AutoModelForImageEncoding,
+        AutoModelForImageTextRetrieval,
+        AutoModelForVisualEntailment,
+        AutoModelForVisualReasoning,
+    )
+    from hfvlm.lavis import load_model, load_model_and_preprocess
+    from hfvlm.models.albef.classes_albef import AlbefForImageClassification, AlbefForVisualReasoning
     from hfvlm.models.albef.configuration_albef import AlbefConfig
     from hfvlm.models.albef.modeling_albef import AlbefModel
     from hfvlm.models.albef.pretraining_albef import AlbefForImageTextRetrieval, AlbefForPreTraining
@@ -20,6 +27,7 @@ if TYPE_CHECKING:  # what __getattr__ imports
     from hfvlm.models.align.configuration_align import AlignConfig
     from hfvlm.models.align.modeling_align import AlignModel, AlignTextModel, AlignVisionModel
     from hfvlm.models.align.processing_align import AlignProcessor
+    from hfvlm.models.blip.classes_blip import BlipForImageClassification, BlipForVisualReasoning
     from hfvlm.models.blip.configuration_blip import BlipConfig
     from hfvlm.models.blip.modeling_blip import BlipForConditionalGeneration, BlipModel
     from hfvlm.models.blip.pretraining_blip import BlipForImageTextRetrieval, BlipForPreTraining
@@ -45,6 +53,10 @@ if TYPE_CHECKING:  # what __getattr__ imports
 _PUBLIC = {
     "AutoModelForImageEncoding": "hfvlm.auto:AutoModelForImageEncoding",
     "AutoModelForImageTextRetrieval": "hfvlm.auto:AutoModelForImageTextRetrieval",
+    "AutoModelForVisualEntailment": "hfvlm.auto:AutoModelForVisualEntailment",
+    "AutoModelForVisualReasoning": "hfvlm.auto:AutoModelForVisualReasoning",
+    "load_model": "hfvlm.lavis:load_model",
+    "load_model_and_preprocess": "hfvlm.lavis:load_model_and_preprocess",
     "pipeline": "hfvlm.pipelines:pipeline",
 }
 
@@ -70,8 +82,10 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "AlbefConfig",
+    "AlbefForImageClassification",
     "AlbefForImageTextRetrieval",
     "AlbefForPreTraining",
+    "AlbefForVisualReasoning",
     "AlbefModel",
     "AlbefProcessor",
     "AlignConfig",
@@ -81,10 +95,14 @@ __all__ = [
     "AlignVisionModel",
     "AutoModelForImageEncoding",
     "AutoModelForImageTextRetrieval",
+    "AutoModelForVisualEntailment",
+    "AutoModelForVisualReasoning",
     "BlipConfig",
     "BlipForConditionalGeneration",
+    "BlipForImageClassification",
     "BlipForImageTextRetrieval",
     "BlipForPreTraining",
+    "BlipForVisualReasoning",
     "BlipModel",
     "BlipProcessor",
     "ClipConfig",
@@ -104,6 +122,8 @@ __all__ = [
     "VitModel",
     "VitProcessor",
     "__version__",
+    "load_model",
+    "load_model_and_preprocess",
     "pipeline",
     "register",
 ]

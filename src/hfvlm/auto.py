@@ -16,3 +16,15 @@ class AutoModelForImageTextRetrieval(_BaseAutoModelClass):
     """Images and texts compared in one space, and pair by pair."""
 
     _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+
+class AutoModelForVisualEntailment(_BaseAutoModelClass):
+    """The class of an image and a text."""
+
+    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+
+class AutoModelForVisualReasoning(_BaseAutoModelClass):
+    """Whether a statement is true of two images."""
+
+    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())

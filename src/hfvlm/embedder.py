@@ -99,26 +99,31 @@ class Embedder:
             stock = {"padding": "max_length" if self.is_sigmoid else True, "truncation": True}
         return self.processor(text=texts, return_tensors="pt", **stock)
 
-    @torch.inference_mode()
     def embed(self, **inputs: torch.Tensor) -> torch.Tensor:
         """`[n, dim]` float32 on the CPU, of the inputs of one tower: of images if there are `pixel_values`.
 
         Raises:
             ValueError: the model gives features that are not finite, which have no similarities.
         """
+        return self.encode(**inputs)[0]
+
+    @torch.inference_mode()
+    def encode(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `embed`, and the tokens `[n, tokens, width]` of the tower, where the model is; None if it gives none."""
         model = self.model
         features = model.get_image_features if "pixel_values" in inputs else model.get_text_features
         inputs = {
             name: value.to(model.device, model.dtype if value.is_floating_point() else None)
             for name, value in inputs.items()
         }
-        embeds = torch.nn.functional.normalize(features(**inputs).pooler_output.float(), dim=-1).cpu()
+        outputs = features(**inputs)
+        embeds = torch.nn.functional.normalize(outputs.pooler_output.float(), dim=-1).cpu()
         if not embeds.isfinite().all():
             raise ValueError(
                 f"{type(model).__name__} gives NaN or infinite features in {model.dtype}: its weights are broken, or "
                 "their numbers outgrow this precision; try float32 (--dtype fp32)"
             )
-        return embeds
+        return embeds, getattr(outputs, "last_hidden_state", None)
 
     @torch.inference_mode()
     def logits(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:

@@ -49,10 +49,11 @@ class FusionPreTrainedModel(VlmPreTrainedModel):
         text_model: BertTower | None,
         direction: str = "bidirectional",
         projected: bool = True,
+        pairing: str | None = None,
     ) -> None:
         config = self.config
         self.vision_model = vision_tower(config.vision_config, vision_model)
-        self.text_model = bert_tower(config.text_config, direction, text_model)
+        self.text_model = bert_tower(config.text_config, direction, text_model, pairing)
         projected = projected and config.projection_dim > 0
         self.vision_proj = Linear(pooled_size(config.vision_config), config.projection_dim) if projected else None
         self.text_proj = Linear(config.text_config.hidden_size, config.projection_dim) if projected else None
@@ -113,7 +114,7 @@ class FusionPreTrainedModel(VlmPreTrainedModel):
         """Texts read with their images: `last_hidden_state` `[texts, length, hidden_size]`.
 
         Args:
-            image_embeds: `[images, tokens, width]`.
+            image_embeds: `[images, tokens, width]`; where two images are read, `[2, images, tokens, width]`.
             input_ids, attention_mask: `[texts, length]`.
             text_embeds: `[texts, length, hidden_size]` as `get_text_features` gives, instead of ids, where fusion goes
                 on from there.
@@ -125,10 +126,10 @@ class FusionPreTrainedModel(VlmPreTrainedModel):
             "memory_index": memory_index,
             **kwargs,
         }
-        if not self.fusion_layer:
-            return self.text_model(self.matching_ids(input_ids, attention_mask), **options)
-        if text_embeds is None:
-            text_embeds = self.get_text_features(input_ids, attention_mask).last_hidden_state
+        if not self.fusion_layer or text_embeds is None:
+            if input_ids.ndim == 2:  # the tower refuses other ids
+                input_ids = self.matching_ids(input_ids, attention_mask)
+            return self.text_model(input_ids, **options)
         layers = (self.fusion_layer, len(self.text_model.layers))
         return self.text_model(hidden_states=text_embeds, layers=layers, **options)
 

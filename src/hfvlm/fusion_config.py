@@ -37,6 +37,7 @@ class FusionConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = [
         *("loss_itc", "loss_itm", "loss_mlm", "loss_lm", "loss_cls", "past_key_values", "encoder_last_hidden_state"),
         *("logits_per_image", "logits_per_text", "itm_logits", "vision_model_output", "text_model_output"),
+        *("second_vision_model_output", "last_hidden_state", "hidden_states", "attentions", "cross_attentions"),
     ]
 
     vision_config: dict | PreTrainedConfig | None = None

@@ -105,3 +105,27 @@ class FusionOutput(ModelOutput):
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
     vision_model_output: BaseModelOutputWithPooling | None = None
     text_model_output: BaseModelOutputWithPooling | None = None
+
+
+@dataclass
+class FusionClassificationOutput(ModelOutput):
+    """What a fusion model that chooses among classes returns.
+
+    Args:
+        loss: scalar, when `labels` are given; `loss_cls` is the same, by its name.
+        logits: `[texts, classes]`.
+        last_hidden_state: `[texts, length, hidden_size]`, texts read with their images.
+        hidden_states, attentions, cross_attentions: of the same, a tensor a layer, where asked for.
+        vision_model_output: what the image tower returns.
+        second_vision_model_output: the same of the second images, where a text is about two.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_cls: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+    second_vision_model_output: BaseModelOutputWithPooling | None = None

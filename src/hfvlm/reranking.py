@@ -13,6 +13,19 @@ import torch
 UNRANKED = -100.0
 
 
+def check_judges(model: Any) -> None:
+    """Refuses a model that reads no pair of an image and a text together.
+
+    Raises:
+        ValueError: it is such a model.
+    """
+    if not hasattr(model, "match"):
+        raise ValueError(
+            f"rerank needs a model that judges pairs of images and texts, {type(model).__name__} only compares them: "
+            "use a retrieval head, such as BlipForImageTextRetrieval"
+        )
+
+
 @torch.inference_mode()
 def judge_pairs(
     model: Any,

@@ -14,7 +14,7 @@ from hfvlm.cli import info
     [
         ["--help"],
         [],
-        *([name, "--help"] for name in ("bootstrap", "caption", "embed", "search")),
+        *([name, "--help"] for name in ("bootstrap", "caption", "embed", "evaluate", "search")),
         ["caption", "missing.jpg"],
     ],
 )

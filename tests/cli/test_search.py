@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_model, tiny_processor
 from two_towers import save_stock_clip, stock_clip, stock_processor
 
 from hfvlm.data.index import ImageIndex
@@ -162,3 +163,40 @@ def test_an_interrupt_says_how_to_go_on(run, clip, photos, monkeypatch):
 def test_an_empty_folder(run, clip, tmp_path):
     result = run("search", "a dog", "--in", tmp_path, "--model", clip)
     assert (result.code, result.err) == (1, f"error: {tmp_path}: no image in this folder\n")
+
+
+@pytest.mark.parametrize("head", ["AutoModelForImageTextRetrieval", "AutoModelForPreTraining"])
+@pytest.mark.parametrize("name", ["albef", "blip"])
+def test_the_nearest_are_judged_again(run, photos, tmp_path, name, head):
+    model, processor = tiny_model(name, head), tiny_processor(name)
+    model.save_pretrained(tmp_path / "judge")
+    processor.save_pretrained(tmp_path / "judge")
+    arguments = ("search", "a dog", "--in", photos, "--model", tmp_path / "judge", "--dtype", "fp32")
+    plain = [json.loads(line) for line in run(*arguments, "--json").out.splitlines()]
+    result = run(*arguments, "--json", "--rerank", 2, "--sheet", tmp_path / "sheet.png")
+    assert (result.code, result.err) == (0, "")
+    rows = [json.loads(line) for line in result.out.splitlines()]
+    assert {row["image"] for row in rows} == {row["image"] for row in plain[:2]}
+    inputs = Embedder(model, processor).tokens(["a dog"])
+    pixels = processor(images=[Image.open(row["image"]).convert("RGB") for row in rows])["pixel_values"]
+    with torch.no_grad():
+        tokens = model.get_image_features(pixels).last_hidden_state
+        judged = model.match(tokens, *(inputs[key].expand(2, -1) for key in ("input_ids", "attention_mask")))[:, 1]
+    similarities = {row["image"]: row["score"] for row in plain}
+    for row, logit in zip(rows, judged.tolist(), strict=True):
+        assert row["similarity"] == pytest.approx(similarities[row["image"]], abs=2e-3)
+        added = row["similarity"] if model.rerank_adds_similarity else 0.0
+        assert row["score"] == pytest.approx(logit + added, abs=1e-4)
+    assert rows[0]["score"] >= rows[1]["score"]
+    [line] = run(*arguments, "--rerank", 3, "--top-k", 1).out.splitlines()
+    score, similarity, _ = line.split(maxsplit=2)
+    assert float(score) >= rows[0]["score"] - 1e-3 and abs(float(similarity)) <= 1
+
+
+def test_a_model_that_judges_nothing_cannot_rerank(run, clip, photos):
+    result = run("search", "a dog", "--in", photos, "--model", clip, "--rerank", 2)
+    assert (result.code, result.out) == (1, "")
+    assert "rerank needs a model that judges pairs of images and texts, CLIPModel only compares them" in result.err
+    assert not (photos / INDEX_PATH).exists()
+    result = run("search", "--image", photos / "a.png", "--in", photos, "--model", clip, "--rerank", 2)
+    assert result.code == 2 and "judges images with a text" in result.err

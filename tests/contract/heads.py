@@ -117,7 +117,7 @@ ENCODER_DECODERS = heads(lambda head: issubclass(head.cls, ImageGenerationMixin)
 #: those that learn: from labels (of each token, or of each image), or from the inputs themselves
 LABELLED = heads(lambda head: head.takes("labels"))
 LEARNERS = heads(lambda head: head.takes("labels") or head.takes("return_loss"))
-TEXT_LEARNERS = heads(lambda head: head.takes("labels", "input_ids"))
+TEXT_LEARNERS = heads(lambda head: head.takes("labels", "input_ids", "logits_to_keep"))
 CLASSIFIERS = heads(lambda head: head.takes("labels") and not head.takes("input_ids"))
 SELF_TAUGHT = heads(lambda head: head.takes("return_loss"))
 RESIZING = heads(lambda head: head.takes("interpolate_pos_encoding"))
@@ -189,8 +189,9 @@ def to_learn(model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
     parameters = inspect.signature(type(model).forward).parameters
     if "return_loss" in parameters:
         return {**batch, "return_loss": True}
-    if "input_ids" not in parameters:
-        return {**batch, "labels": torch.arange(len(batch["pixel_values"])) % model.config.num_labels}
+    if "logits_to_keep" not in parameters and "decoder_input_ids" not in parameters:  # a class each
+        rows = len(batch.get("input_ids", batch["pixel_values"]))
+        return {**batch, "labels": torch.arange(rows) % model.config.num_labels}
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     labels[:, 0] = -100
     return {**batch, "labels": labels}

@@ -103,7 +103,9 @@ def test_a_model_reads_what_its_processor_makes(head):
         inputs["images"] = Image.effect_mandelbrot((50, 40), (-2, -1, 1, 1), 60).convert("RGB")
     if head.takes("input_ids"):
         inputs["text"] = "a red dog"
-    for value in tensors(model(**processor(**inputs))).values():
+    made = processor(**inputs)
+    made |= {name: made["pixel_values"] for name in head.images if name not in made}
+    for value in tensors(model(**made)).values():
         assert value.isfinite().all()
 
 
@@ -149,14 +151,15 @@ def test_a_batch_equals_its_rows_alone(head):
             # of a matrix that compares all rows with all, the row's own entry
             own = tuple(slice(i, i + 1) if n == 3 else slice(None) for n in together[name].shape[: value.ndim])
             own = [where if value.shape[d] == 1 else slice(None) for d, where in enumerate(own)]
-            torch.testing.assert_close(together[name][tuple(own)], value, rtol=1e-4, atol=1e-5, msg=name)
+            atol = 1e-5 * max(1.0, together[name].abs().max().item())
+            torch.testing.assert_close(together[name][tuple(own)], value, rtol=1e-4, atol=atol, msg=name)
 
 
 @every(FUSED)
 def test_several_texts_an_image_equal_the_image_repeated(head):
     model = head.model()
     batch = tiny_batch(model, images=2, texts=3)
-    repeated = {**batch, "pixel_values": batch["pixel_values"].repeat_interleave(3, dim=0)}
+    repeated = {**batch, **{name: batch[name].repeat_interleave(3, dim=0) for name in head.images}}
     ours, theirs = tensors(model(**batch)), tensors(model(**repeated))
     of_texts = [name for name, value in ours.items() if len(value) == 6]
     assert of_texts
@@ -188,8 +191,9 @@ def test_half_precision_is_finite_and_close(head, dtype, tolerance):
     for name, value in full.items():
         if value.is_floating_point():
             assert half[name].isfinite().all(), name
+            allowed = tolerance * (1 if head.tower is None else 2)  # a random ResNet's rounding grows in what follows
             scale = max(value.norm(), 0.1 * value.numel() ** 0.5)  # cosines near 0 are differences of larger numbers
-            assert (half[name].float() - value).norm() < tolerance * scale, name
+            assert (half[name].float() - value).norm() < allowed * scale, name
 
 
 @every_head

@@ -107,7 +107,7 @@ def test_texts_that_do_not_fit_the_images(head):
     batch = tiny_batch(model, images=2)
     three = tiny_batch(model, images=3)
     with pytest.raises(ValueError, match="3 text rows cannot be shared evenly among 2 images: input_ids"):
-        model(**{**three, "pixel_values": batch["pixel_values"]})
+        model(**{**three, **{name: batch[name] for name in head.images}})
 
 
 @every(WITH_TEXT)

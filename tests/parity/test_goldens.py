@@ -6,6 +6,7 @@ from pathlib import Path
 import golden_albef
 import golden_blip
 import golden_blip_pairs
+import golden_classes
 import golden_clip
 import golden_losses
 import golden_moco
@@ -19,6 +20,11 @@ FOLDER = Path(os.environ.get("HFVLM_GOLDENS") or Path(__file__).parent / "golden
 
 #: How a case is compared, by what its name starts with (the longest match counts).
 COMPARISONS = {
+    "albef_nlvr": golden_classes.distilled,
+    "albef_pos_interp": golden_classes.resized,
+    "albef_ve": golden_classes.distilled,
+    "blip_nlvr": golden_classes.merged,
+    "blip_nlvr_from_base": golden_classes.merged_from_base,
     "albef_pretrain": golden_albef.pretraining,
     "albef_retrieval": golden_albef.retrieval,
     "blip_caption": golden_blip.caption,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_model, tiny_processor
 from two_towers import stock_clip, stock_processor
 
 from hfvlm.embedder import Embedder
@@ -132,6 +133,58 @@ def test_unreadable_images(pipe, paths, similarity):
         pipe.index(images=["gone.jpg"], skip_unreadable=True)
 
 
+@pytest.fixture(scope="module", params=["albef", "blip"])
+def judge(request):
+    """A model that judges pairs, its processor, and the embedder of both."""
+    model = tiny_model(request.param, "AutoModelForImageTextRetrieval", momentum=None)
+    return model, tiny_processor(request.param)
+
+
+@pytest.fixture(scope="module")
+def judged(judge, paths):
+    """Similarities and scores, both `[texts, images]`, each pair judged by itself."""
+    model, processor = judge
+    embed = Embedder(model, processor)
+    similarity = embed.texts(TEXTS) @ embed.images(paths).t()
+    inputs = [embed.tokens([text]) for text in TEXTS]
+    with torch.inference_mode():
+        tokens = [model.get_image_features(embed.loader([path])["pixel_values"]).last_hidden_state for path in paths]
+        logits = [[model.match(image, **{**text})[0, 1] for image in tokens] for text in inputs]
+    scores = torch.tensor(logits)
+    return similarity, scores + similarity if model.rerank_adds_similarity else scores
+
+
+def check_judged(results, similarity, scores, k):
+    """That results are the nearest `k` by score, then others by similarity; of one query."""
+    near = similarity.argsort(descending=True)
+    expected = [*sorted(near[:k].tolist(), key=lambda i: -scores[i]), *near[k:].tolist()]
+    assert [row["index"] for row in results] == expected[: len(results)]
+    for place, row in enumerate(results):
+        assert row["similarity"] == pytest.approx(similarity[row["index"]].item(), abs=1e-5)
+        assert row["score"] == pytest.approx(scores[row["index"]].item() if place < k else -100.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("keep_tokens", [True, False])
+def test_the_nearest_images_are_judged_again(judge, judged, paths, keep_tokens):
+    pipe = ImageTextRetrievalPipeline(*judge, device="cpu").index(images=paths, batch_size=2, keep_tokens=keep_tokens)
+    for k, top_k in ((3, 2), (2, 5), (100, 6)):
+        for batch_size in (1, 3):
+            for results, *expected in zip(pipe(TEXTS, rerank=k, top_k=top_k, batch_size=batch_size), *judged):
+                assert len(results) == top_k and "image" in results[0]
+                check_judged(results, *expected, k)
+
+
+def test_the_nearest_texts_are_judged_again(judge, judged, paths):
+    pipe = ImageTextRetrievalPipeline(*judge, device="cpu").index(texts=TEXTS)
+    queries = [Path(path) for path in paths]
+    for batch_size in (1, 4):
+        for results, *expected in zip(pipe(queries, rerank=2, batch_size=batch_size), *(part.t() for part in judged)):
+            assert results[0]["text"] == TEXTS[results[0]["index"]]
+            check_judged(results, *expected, 2)
+    with pytest.raises(ValueError, match="not texts with texts"):
+        pipe("a dog", rerank=2)
+
+
 def test_a_failed_index_leaves_the_one_before(pipe, paths):
     pipe.index(images=paths)
     with pytest.raises(ImageError):
@@ -146,9 +199,8 @@ def test_half_precision(model, paths, similarity):
 
 
 def test_its_code_travels():
-    assert {"pipelines_image_text_retrieval.py", "embedder.py", "pixels.py", "nearest.py", "images.py"} == set(
-        flatten(["hfvlm.pipelines.image_text_retrieval"])
-    )
+    code = {"pipelines_image_text_retrieval.py", "embedder.py", "pixels.py", "nearest.py", "images.py", "reranking.py"}
+    assert set(flatten(["hfvlm.pipelines.image_text_retrieval"])) == code
 
 
 @pytest.mark.parametrize(
@@ -166,6 +218,8 @@ def test_its_code_travels():
         (lambda pipe, folder: pipe.index(texts=["a"])(" "), ValueError, "empty text"),
         (lambda pipe, folder: pipe.index(texts=["a"])({"picture": 1}), ValueError, "needs an 'image'"),
         (lambda pipe, folder: pipe.index(texts=["a"])("a", top_k=0), ValueError, "top_k must be at least 1, got 0"),
+        (lambda pipe, folder: pipe.index(texts=["a"])("a", rerank=0), ValueError, "rerank must be at least 1, got 0"),
+        (lambda pipe, folder: pipe.index(texts=["a"])("a", rerank=2), ValueError, "CLIPModel only compares them"),
         (lambda pipe, folder: ImageTextRetrievalPipeline(model=pipe.model), ValueError, "needs processor="),
     ],
 )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hfvlm.cli import bootstrap, caption, classify, embed, info, match, search
+from hfvlm.cli import bootstrap, caption, classify, embed, evaluate, info, match, search
 from hfvlm.cli.console import print_error
 from hfvlm.version import __version__
 
@@ -21,6 +21,7 @@ app.command()(caption.caption)
 app.command()(embed.embed)
 app.command()(search.search)
 app.command()(classify.classify)
+app.command()(evaluate.evaluate)
 app.command()(match.match)
 app.command()(bootstrap.bootstrap)
 app.command()(info.info)

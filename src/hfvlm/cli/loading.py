@@ -90,18 +90,34 @@ def load_embedder(model: str | None, dtype: str, trust_remote_code: bool, batch_
 
 
 def load_two_towers(model: str | None, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
-    """The model and the processor of `load_embedder` by themselves.
+    """The model and the processor of `load_embedder` by themselves. Where a head was saved that also judges pairs, it
+    is the retrieval head, without its teacher: nothing is trained here.
 
     Raises:
         ValueError: there is no model of that name, or it lacks weights of the two towers.
     """
     check_model_name(model)
-    from transformers import AutoModel, AutoProcessor
+    from transformers import AutoConfig, AutoModel, AutoProcessor
 
+    from hfvlm.auto import AutoModelForImageTextRetrieval
     from hfvlm.builtin import builtin_model
     from hfvlm.pipelines.loading import load_whole
 
     model = str(builtin_model("image-text-retrieval")) if model is None else model
     device, precision = choose_device(dtype)
-    loaded = load_whole(AutoModel, model, dtype=precision, trust_remote_code=trust_remote_code).to(device)
+    auto, options = AutoModel, {"dtype": precision, "trust_remote_code": trust_remote_code}
+    if _judges(AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)):
+        auto, options = AutoModelForImageTextRetrieval, {**options, "momentum": None}
+    loaded = load_whole(auto, model, **options).to(device)
     return loaded, AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
+
+
+def _judges(config: Any) -> bool:
+    """Whether the head that was saved with this config judges pairs of images and texts."""
+    from hfvlm.registry import ARCHITECTURES, load
+
+    row = ARCHITECTURES.get(config.model_type)
+    if row is None or "AutoModelForImageTextRetrieval" not in row.heads:
+        return False
+    saved = [path for path in row.classes.values() if path.split(":")[1] in (config.architectures or ())]
+    return any(hasattr(load(path), "match") for path in saved)

@@ -3,7 +3,7 @@
 import json
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -23,15 +23,33 @@ from hfvlm.cli.loading import (
 from hfvlm.images import open_image
 
 
-def _print(results: list[tuple[float, str]], as_json: bool) -> None:
+if TYPE_CHECKING:
+    from hfvlm.embedder import Embedder
+
+
+def _print(results: list[dict[str, Any]], as_json: bool) -> None:
     console = stdout()
-    for rank, (score, path) in enumerate(results, 1):
+    for rank, row in enumerate(results, 1):
+        numbers = {name: row[name] for name in ("score", "similarity") if name in row}
         if as_json:
-            print_line(json.dumps({"rank": rank, "score": round(score, 6), "image": path}))
-        elif console.is_terminal:
-            console.print(Text.assemble((f"{score:6.3f}", "bold"), "  ", (path, "cyan")), soft_wrap=True)
+            rounded = {name: round(value, 6) for name, value in numbers.items()}
+            print_line(json.dumps({"rank": rank, **rounded, "image": row["image"]}))
+            continue
+        score, *others = (f"{value:6.3f}" for value in numbers.values())
+        if console.is_terminal:
+            plain = "".join(f"  {other}" for other in others)
+            console.print(Text.assemble((score, "bold"), plain, "  ", (row["image"], "cyan")), soft_wrap=True)
         else:
-            print_line(f"{score:6.3f}  {path}")
+            print_line("  ".join([score, *others, row["image"]]))
+
+
+def _judged(embedder: "Embedder", query: str, paths: list[str]) -> list[dict[str, Any]]:
+    """Photos opened again and judged with a text: score, similarity and path, best first."""
+    from hfvlm.pipelines.image_text_retrieval import ImageTextRetrievalPipeline
+
+    pipe = ImageTextRetrievalPipeline(embedder.model, embedder.processor, device=embedder.model.device)
+    pipe.index(images=paths, batch_size=embedder.batch_size)
+    return pipe(query, top_k=len(paths), rerank=len(paths))
 
 
 def search(
@@ -39,6 +57,15 @@ def search(
     query: Annotated[str | None, typer.Argument(metavar="[QUERY]", help="What the images should show.")] = None,
     image: Annotated[str | None, typer.Option(help="An image (path or URL) to look for, instead of a text.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many images.")] = 12,
+    rerank: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="K",
+            help="Open the K nearest images again, judge each with the text, and show the best of them: for retrieval "
+            "models that judge pairs (ALBEF, BLIP).",
+        ),
+    ] = None,
     sheet: Annotated[Path | None, typer.Option(help="Also draw the images found on a contact sheet (.png).")] = None,
     index: Annotated[
         Path | None, typer.Option(help="Where the index is kept; FOLDER/.hfvlm/index.safetensors if left out.")
@@ -50,7 +77,7 @@ def search(
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Search a folder for images: score and path, best first.
+    """Search a folder for images: score and path, best first; with --rerank judgement, similarity and path.
 
     The images' embeddings are kept in an index; later searches embed only new and changed files. An image that cannot
     be read is named on stderr and left out, and the exit code is 1.
@@ -60,6 +87,8 @@ def search(
         raise typer.BadParameter("give a text, or --image, and not both", param_hint="QUERY")
     if query is not None and not query.strip():
         raise typer.BadParameter("is empty: say what to look for", param_hint="QUERY")
+    if rerank is not None and query is None:
+        raise typer.BadParameter("judges images with a text: leave it out with --image", param_hint="--rerank")
     if not folder.is_dir():
         raise typer.BadParameter(f"{folder}: no such folder", param_hint="--in")
     if sheet is not None and (sheet.suffix.lower() != ".png" or not sheet.parent.is_dir()):
@@ -67,6 +96,10 @@ def search(
     picture = None if image is None else open_image(image)  # before anything else takes time
     embedder = load_embedder(model, dtype.value, trust_remote_code, batch_size)
 
+    if rerank is not None:
+        from hfvlm.reranking import check_judges
+
+        check_judges(embedder.model)
     from hfvlm.data.index import find_faiss
     from hfvlm.data.indexing import update_index
 
@@ -83,11 +116,16 @@ def search(
         report.error(f"{folder}: no image in this folder")
         raise typer.Exit(1)
     vector = embedder.texts([query]) if picture is None else embedder.images([picture])
-    scores, rows = found.search(vector, top_k, find_faiss())
-    results = [(score, str(folder / found.paths[row])) for score, row in zip(scores[0].tolist(), rows[0].tolist())]
+    scores, rows = found.search(vector, rerank or top_k, find_faiss())
+    paths = [str(folder / found.paths[row]) for row in rows[0].tolist()]
+    if rerank is None:
+        results = [{"score": score, "image": path} for score, path in zip(scores[0].tolist(), paths, strict=True)]
+    else:
+        results = _judged(embedder, query, paths)[:top_k]
     _print(results, as_json)
     if sheet is not None:
         from hfvlm.data.sheet import write_sheet
 
-        write_sheet(sheet, results, query or f"like {Path(image).name}", folder=folder)
+        shown = [(row["score"], row["image"]) for row in results]
+        write_sheet(sheet, shown, query or f"like {Path(image).name}", folder=folder)
     raise typer.Exit(int(report.failed))

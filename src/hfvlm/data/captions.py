@@ -27,6 +27,8 @@ def read_captions(path: str | Path, split: str | None = None) -> list[dict[str, 
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
+                if isinstance(row["captions"], str):
+                    raise TypeError("captions is a string, and must be a list of them")
                 rows.append({**row, "image": path.parent / row["image"], "captions": list(row["captions"])})
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}:{number}: not an object with image and captions ({error})") from error

@@ -6,6 +6,7 @@ encoder and decoder differ in nothing but their self-attention, so they are one 
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -53,9 +54,10 @@ class BertLayer(GradientCheckpointingLayer):
 
     Args:
         direction: "bidirectional", "causal", or "both" for a layer with a self-attention of each kind.
+        owner: a layer whose cross-attention this one's shares keys and values with.
     """
 
-    def __init__(self, config: BertTowerConfig, layer_idx: int, direction: str):
+    def __init__(self, config: BertTowerConfig, layer_idx: int, direction: str, owner: "BertLayer | None" = None):
         super().__init__()
         dim, heads, eps = config.hidden_size, config.num_attention_heads, config.layer_norm_eps
         common = {"dropout": config.attention_probs_dropout_prob, "layer_idx": layer_idx}
@@ -67,7 +69,14 @@ class BertLayer(GradientCheckpointingLayer):
             self.causal_attention_norm = nn.LayerNorm(dim, eps=eps)
         self.fuses = config.encoder_hidden_size is not None and layer_idx >= config.fusion_layer
         if self.fuses:
-            self.cross_attention = CrossAttention(config, dim, heads, memory_dim=config.encoder_hidden_size, **common)
+            self.cross_attention = CrossAttention(
+                config,
+                dim,
+                heads,
+                memory_dim=config.encoder_hidden_size,
+                owner=None if owner is None else owner.cross_attention,
+                **common,
+            )
             self.cross_attention_norm = nn.LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, config.intermediate_size, config.hidden_act)
         self.mlp_norm = nn.LayerNorm(dim, eps=eps)
@@ -95,11 +104,15 @@ class BertLayer(GradientCheckpointingLayer):
             causal = self._read_causally(hidden_states[first_causal:], causal_mask, **kwargs)
             hidden_states = torch.cat([both, causal])
         if fuse and self.fuses:
-            update, _ = self.cross_attention(
+            update = self._look(
                 hidden_states, encoder_hidden_states, encoder_attention_mask, past_key_values, groups, **kwargs
             )
             hidden_states = self.cross_attention_norm(hidden_states + self.dropout(update))
         return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
+
+    def _look(self, hidden_states: torch.Tensor, memory: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        """What cross-attention adds."""
+        return self.cross_attention(hidden_states, memory, *args, **kwargs)[0]
 
     def _read(
         self, rows: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None, **kwargs
@@ -114,8 +127,31 @@ class BertLayer(GradientCheckpointingLayer):
         return self.causal_attention_norm(rows + self.dropout(update))
 
 
+class MergingBertLayer(BertLayer):
+    """A layer with a cross-attention for each of two images, whose outputs are averaged, or from
+    `config.merge_layer` on merged by a linear layer. BLIP's form of reading two images."""
+
+    def __init__(self, config: BertTowerConfig, layer_idx: int, direction: str):
+        super().__init__(config, layer_idx, direction)
+        dim, heads, width = config.hidden_size, config.num_attention_heads, config.encoder_hidden_size
+        dropout = config.attention_probs_dropout_prob
+        self.second_cross_attention = CrossAttention(
+            config, dim, heads, memory_dim=width, dropout=dropout, layer_idx=layer_idx
+        )
+        self.merge = Linear(2 * dim, dim) if layer_idx >= config.merge_layer else None
+
+    def _look(self, hidden_states: torch.Tensor, memory: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        both = [
+            attention(hidden_states, image, *args, **kwargs)[0]
+            for attention, image in zip((self.cross_attention, self.second_cross_attention), memory)
+        ]
+        return sum(both) / 2 if self.merge is None else self.merge(torch.cat(both, dim=-1))
+
+
 #: which self-attention a tower's layers have
 DIRECTIONS = ("bidirectional", "causal", "both")
+#: how fusion layers may read two images
+PAIRINGS = (None, "alternate", "merge")
 
 
 class BertTower(VlmPreTrainedModel):
@@ -124,6 +160,10 @@ class BertTower(VlmPreTrainedModel):
     Args:
         direction: "bidirectional" (an encoder), "causal" (a decoder), or "both": layers with a self-attention of each
             kind, which share all else. None: as `config.is_decoder` says.
+        pairing: how the fusion layers read two images. "alternate" (ALBEF): each is there twice, one looks at the
+            first image, the other at the second, and they share the projection of keys and values. "merge" (BLIP):
+            each has two cross-attentions. What is there twice starts as a copy, so that weights of a tower that reads
+            one image are a start for one that reads two. None: they read one.
     """
 
     config_class = BertTowerConfig
@@ -135,14 +175,40 @@ class BertTower(VlmPreTrainedModel):
         "cross_attentions": OutputRecorder(CrossAttention, index=1),
     }
 
-    def __init__(self, config: BertTowerConfig, direction: str | None = None):
+    def __init__(self, config: BertTowerConfig, direction: str | None = None, pairing: str | None = None):
         super().__init__(config)
         self.direction = direction or ("causal" if config.is_decoder else "bidirectional")
         if self.direction not in DIRECTIONS:
             raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}")
+        if pairing not in PAIRINGS:
+            raise ValueError(f"pairing must be 'alternate', 'merge' or None, got {pairing!r}")
+        self.pairing = pairing
         self.embeddings = BertEmbeddings(config)
-        self.layers = nn.ModuleList(BertLayer(config, i, self.direction) for i in range(config.num_hidden_layers))
+        fusing = MergingBertLayer if pairing == "merge" else BertLayer
+        self.layers = nn.ModuleList(
+            (BertLayer if i < config.fusion_layer else fusing)(config, i, self.direction)
+            for i in range(config.num_hidden_layers)
+        )
+        if pairing == "alternate":
+            first = config.fusion_layer
+            self.second_layers = nn.ModuleList(
+                BertLayer(config, first + i, self.direction, owner=layer)
+                for i, layer in enumerate(self.layers[first:])
+            )
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        twins = []
+        if isinstance(module, MergingBertLayer):
+            twins = [(module.cross_attention, module.second_cross_attention)]
+        elif isinstance(module, BertTower) and module.pairing == "alternate":
+            twins = list(zip(module.layers[module.config.fusion_layer :], module.second_layers))
+        for one, other in twins:
+            source = one.state_dict()
+            for name, copy in other.state_dict(keep_vars=True).items():
+                init.copy_(copy, source[name])
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings.word
@@ -172,7 +238,8 @@ class BertTower(VlmPreTrainedModel):
             input_ids: `[batch, length]`, or `inputs_embeds` `[batch, length, hidden_size]`, or `hidden_states`.
             attention_mask: `[batch, past + length]`, 1 where there is a token. Padding may be on either side:
                 positions count tokens, not slots.
-            encoder_hidden_states: `[images, tokens, encoder_hidden_size]`; `batch` is a multiple of `images`.
+            encoder_hidden_states: `[images, tokens, encoder_hidden_size]`; `batch` is a multiple of `images`. For a
+                tower that reads two, `[2, images, tokens, encoder_hidden_size]`.
             encoder_attention_mask: `[images, tokens]`.
             past_key_values: a cache; an `EncoderDecoderCache` keeps the memory's keys and values too.
             hidden_states: `[batch, length, hidden_size]`, what earlier layers made, to go on from.
@@ -204,30 +271,43 @@ class BertTower(VlmPreTrainedModel):
         fuse = encoder_hidden_states is not None or memory_cached
         if fuse and self.config.encoder_hidden_size is None:
             raise ValueError("encoder_hidden_states need a tower with cross-attention: set encoder_hidden_size")
+        if fuse and self.pairing is not None and (encoder_hidden_states.ndim != 4 or len(encoder_hidden_states) != 2):
+            raise ValueError(
+                "this tower reads two images: encoder_hidden_states must be [2, images, tokens, width], got "
+                f"{list(encoder_hidden_states.shape)}"
+            )
         groups = None
         if memory_index is not None and fuse:
-            groups = RowGroups(memory_index, len(encoder_hidden_states))
+            groups = RowGroups(memory_index, encoder_hidden_states.shape[-3])
         first_causal = self._first_causal(causal_rows, batch)
         masks = self._masks(hidden_states, attention_mask, first_causal, past_key_values)
         if encoder_attention_mask is not None and encoder_hidden_states is not None:
             encoder_attention_mask = create_bidirectional_mask(
                 self.config, encoder_hidden_states[:, :1], encoder_attention_mask, encoder_hidden_states
             )
-        for layer in self.layers[slice(*(layers or (None,)))]:
-            hidden_states = layer(
-                hidden_states,
-                *masks,
-                first_causal,
-                encoder_hidden_states,
-                encoder_attention_mask,
-                fuse,
-                groups,
-                past_key_values=past_key_values,
-                **kwargs,
-            )
+        for i in range(*slice(*(layers or (None,))).indices(len(self.layers))):
+            for layer, memory in self._steps(i, encoder_hidden_states):
+                hidden_states = layer(
+                    hidden_states,
+                    *masks,
+                    first_causal,
+                    memory,
+                    encoder_attention_mask,
+                    fuse,
+                    groups,
+                    past_key_values=past_key_values,
+                    **kwargs,
+                )
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states, past_key_values=past_key_values
         )
+
+    def _steps(self, i: int, memory: torch.Tensor | None) -> list[tuple[BertLayer, torch.Tensor | None]]:
+        """The layer of a number and what it reads; where two images are read in turn, twice."""
+        second = i - self.config.fusion_layer
+        if self.pairing != "alternate" or memory is None or second < 0:
+            return [(self.layers[i], memory)]
+        return [(self.layers[i], memory[0]), (self.second_layers[second], memory[1])]
 
     def _first_causal(self, asked: int | None, batch: int) -> int | None:
         """The first causal row, 0 where all are; None: none is."""

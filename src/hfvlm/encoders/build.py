@@ -19,17 +19,21 @@ def vision_tower(config: PreTrainedConfig, ready: nn.Module | None = None) -> nn
     return VISION_TOWERS[config.model_type](config) if ready is None else keep_weights(ready, config)
 
 
-def bert_tower(config: PreTrainedConfig, direction: str, ready: BertTower | None = None) -> BertTower:
+def bert_tower(
+    config: PreTrainedConfig, direction: str, ready: BertTower | None = None, pairing: str | None = None
+) -> BertTower:
     """The BERT of a configuration, with fresh weights, or the `ready` one with those that it has.
 
     Args:
-        direction: as `BertTower` has it.
+        direction, pairing: as `BertTower` has them.
 
     Raises:
         ValueError: a ready tower that reads in another direction.
     """
     if ready is None:
-        return BertTower(config, direction)
+        return BertTower(config, direction, pairing)
+    if getattr(ready, "pairing", pairing) != pairing:
+        raise ValueError(f"the ready {type(ready).__name__} must be built with pairing={pairing!r} for this head")
     if getattr(ready, "direction", direction) != direction:
         raise ValueError(
             f"the ready {type(ready).__name__} is {ready.direction}, this head needs BertTower(config, {direction!r})"

@@ -272,6 +272,7 @@ class BertTowerConfig(PreTrainedConfig):
     Args:
         encoder_hidden_size: width of the memory that cross-attention reads; None: no cross-attention.
         fusion_layer: the first layer with cross-attention; those before read text alone.
+        merge_layer: where two images are read, the first layer that merges what it sees by a linear layer.
         is_decoder: each token sees only itself and the ones before it.
         type_vocab_size: 0 leaves token-type embeddings out, as BLIP does.
     """
@@ -291,6 +292,7 @@ class BertTowerConfig(PreTrainedConfig):
     attention_probs_dropout_prob: float = 0.1
     encoder_hidden_size: int | None = None
     fusion_layer: int = 0
+    merge_layer: int = 6
     is_decoder: bool = False
     initializer_range: float = 0.02
     pad_token_id: int | None = 0

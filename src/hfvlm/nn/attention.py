@@ -149,12 +149,15 @@ class CrossAttention(_MultiHead):
 
     Args:
         memory_dim: width of the memory's tokens.
+        owner: another one whose projection of keys and values this one uses.
     """
 
-    def __init__(self, config, dim, num_heads, *, memory_dim, bias=True, dropout=0.0, layer_idx=None):
+    def __init__(self, config, dim, num_heads, *, memory_dim, bias=True, dropout=0.0, layer_idx=None, owner=None):
         super().__init__(config, dim, num_heads, dropout, False, layer_idx)
         self.q = Linear(dim, dim, bias=bias)
-        self.kv = Linear(memory_dim, 2 * dim, bias=bias)
+        self.owner = None if owner is None else (owner,)  # in a tuple, so that it is no part of this module
+        if owner is None:
+            self.kv = Linear(memory_dim, 2 * dim, bias=bias)
 
     def keys_and_values(
         self, memory: torch.Tensor | None, past_key_values: Cache | None
@@ -164,7 +167,8 @@ class CrossAttention(_MultiHead):
         if cached and past_key_values.is_updated.get(self.layer_idx):
             layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
             return layer.keys, layer.values
-        key, value = self.split(self.kv(memory), 2)
+        projection = self.kv if self.owner is None else self.owner[0].kv
+        key, value = self.split(projection(memory), 2)
         if cached:
             key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
             past_key_values.is_updated[self.layer_idx] = True

@@ -11,6 +11,8 @@ register(
     heads={
         "AutoModel": f"{__name__}.modeling_albef:AlbefModel",
         "AutoModelForPreTraining": f"{__name__}.pretraining_albef:AlbefForPreTraining",
+        "AutoModelForVisualEntailment": f"{__name__}.classes_albef:AlbefForImageClassification",
+        "AutoModelForVisualReasoning": f"{__name__}.classes_albef:AlbefForVisualReasoning",
         "AutoModelForImageTextRetrieval": f"{__name__}.pretraining_albef:AlbefForImageTextRetrieval",
         # the same, by a class that transformers has: its pipelines can be asked for nothing else
         "AutoModelForZeroShotImageClassification": f"{__name__}.pretraining_albef:AlbefForImageTextRetrieval",

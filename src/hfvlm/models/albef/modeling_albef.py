@@ -10,7 +10,8 @@ from hfvlm.models.albef.configuration_albef import AlbefConfig
 
 #: what a pretraining folder holds beside retrieval, and beside features
 NOT_MATCHING = (r"^lm_head\.", r"^teacher_", r"^(image|text)_queue\.")
-NOT_FEATURES = (*NOT_MATCHING, r"^itm_head\.", r"^temp$")
+NOT_FEATURES = (*NOT_MATCHING, r"^itm_head\.", r"^temp$", r"^cls_head\.", r"^text_model\.second_layers\.")
+NOT_CLASSES = (*NOT_MATCHING, r"^itm_head\.", r"^temp$", r"^vision_proj\.", r"^text_proj\.")
 
 
 class AlbefPreTrainedModel(FusionPreTrainedModel):

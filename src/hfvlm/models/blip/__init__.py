@@ -12,6 +12,8 @@ register(
         "AutoModel": f"{__name__}.modeling_blip:BlipModel",
         "AutoModelForImageTextToText": f"{__name__}.modeling_blip:BlipForConditionalGeneration",
         "AutoModelForPreTraining": f"{__name__}.pretraining_blip:BlipForPreTraining",
+        "AutoModelForVisualEntailment": f"{__name__}.classes_blip:BlipForImageClassification",
+        "AutoModelForVisualReasoning": f"{__name__}.classes_blip:BlipForVisualReasoning",
         "AutoModelForImageTextRetrieval": f"{__name__}.pretraining_blip:BlipForImageTextRetrieval",
         # the same, by a class that transformers has: its pipelines can be asked for nothing else
         "AutoModelForZeroShotImageClassification": f"{__name__}.pretraining_blip:BlipForImageTextRetrieval",

@@ -25,11 +25,15 @@ NOT_MATCHING = (
     r"^teacher_",
     r"^(image|text)_queue\.",
 )
-NOT_FEATURES = (*NOT_MATCHING, r"^itm_head\.", r"^temp$")
+NOT_FEATURES = (
+    *(*NOT_MATCHING, r"^itm_head\.", r"^temp$", r"^cls_head\."),
+    r"^text_model\.layers\.\d+\.(second_cross_attention|merge)\.",
+)
 NOT_CAPTIONING = (
     r"^text_model\.layers\.\d+\.attention(_norm)?\.",
     *(r"^vision_proj\.", r"^text_proj\.", *NOT_FEATURES[2:]),
 )
+NOT_CLASSES = (*NOT_MATCHING, r"^itm_head\.", r"^temp$", r"^vision_proj\.", r"^text_proj\.")
 
 
 class BlipPreTrainedModel(FusionPreTrainedModel):

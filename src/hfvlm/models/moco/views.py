@@ -52,12 +52,18 @@ def chance(probability: float) -> bool:
     return torch.rand(()).item() < probability
 
 
-def random_crop(image: Image.Image, size: tuple[int, int], smallest: float) -> Image.Image:
+def random_crop(
+    image: Image.Image,
+    size: tuple[int, int],
+    smallest: float,
+    resample: Image.Resampling = Image.Resampling.BILINEAR,
+) -> Image.Image:
     """A part of an image of random area and shape, resized.
 
     Args:
         size: (width, height) of the view.
         smallest: share of the image's area that the part has at least.
+        resample: how it is resized.
     """
     width, height = image.size
     for _ in range(ATTEMPTS):
@@ -72,7 +78,7 @@ def random_crop(image: Image.Image, size: tuple[int, int], smallest: float) -> I
         aspect = min(max(width / height, ASPECTS[0]), ASPECTS[1])
         w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
         left, top = (width - w) // 2, (height - h) // 2
-    return image.resize(size, Image.Resampling.BILINEAR, box=(left, top, left + w, top + h))
+    return image.resize(size, resample, box=(left, top, left + w, top + h))
 
 
 def shift_hue(image: Image.Image, amount: float) -> Image.Image:

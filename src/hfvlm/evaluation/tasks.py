@@ -1,0 +1,147 @@
+"""Evaluators of tasks: a model's outputs on rows of data, and their scores."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from hfvlm.embedder import Embedder
+from hfvlm.evaluation import metric
+from hfvlm.evaluation.retrieval import recall_of_embeddings
+
+
+#: is told how many rows are done, of how many
+Progress = Callable[[int, int], None]
+
+#: task -> the metrics that it is scored with, beside recall
+METRICS_OF = {"captioning": ("bleu", "rouge_l", "cider"), "vqa": ("vqa_accuracy",)}
+
+
+def check(task: str, rows: Sequence[dict[str, Any]]) -> None:
+    """What can be said before there is a model.
+
+    Args:
+        task: "captioning", "retrieval" or "vqa".
+        rows: as its evaluator takes them.
+
+    Raises:
+        ImportError: the packages are missing that the task's metrics are made of.
+        ValueError: no rows, or one that the task cannot be scored with.
+    """
+    for name in METRICS_OF.get(task, ()):
+        metric(name)
+    _references(rows, "answers" if task == "vqa" else "captions")
+
+
+def evaluate_captioning(
+    pipe: Any, rows: Sequence[dict[str, Any]], batch_size: int = 8, progress: Progress | None = None, **options: Any
+) -> dict[str, float]:
+    """`bleu_1` to `bleu_4`, `rouge_l` and `cider` of the captions that a model writes.
+
+    Args:
+        pipe: an image-to-text pipeline.
+        rows: `{"image": ..., "captions": [...]}`, as `read_captions` gives them.
+        batch_size: images at a time.
+        options: for the pipeline, e.g. `generate_kwargs={"num_beams": 3}`.
+
+    Raises:
+        ImageError: an image that cannot be used, by name.
+        ValueError: no rows, or one without captions.
+    """
+    references = _references(rows, "captions")
+    captions = []
+    outputs = pipe((str(row["image"]) for row in rows), batch_size=batch_size, **options)
+    for output in outputs:
+        captions.append(output[0]["generated_text"])
+        _tell(progress, len(captions), len(rows))
+    return score_captions(captions, references)
+
+
+def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """`bleu_1` to `bleu_4`, `rouge_l` and `cider` of captions, each against its references.
+
+    Raises:
+        ValueError: as the metrics do.
+    """
+    scores = {}
+    for name in METRICS_OF["captioning"]:
+        scores.update(metric(name).compute(predictions=captions, references=references))
+    return scores
+
+
+def evaluate_retrieval(
+    embedder: Embedder,
+    rows: Sequence[dict[str, Any]],
+    progress: Progress | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+) -> dict[str, float]:
+    """Recall of images by text and of texts by image, over all captions of all images; see `recall_at`.
+
+    Args:
+        embedder: of a two-tower model.
+        rows: `{"image": ..., "captions": [...]}`, as `read_captions` gives them.
+        ks: how many results count.
+
+    Raises:
+        ImageError: an image that cannot be used, by name.
+        ValueError: no rows, or one without captions.
+    """
+    captions = _references(rows, "captions")
+    texts = [caption for own in captions for caption in own]
+    total, sides = len(rows) + len(texts), []
+    for done, batches in (
+        (0, embedder.image_batches([row["image"] for row in rows])),
+        (len(rows), embedder.text_batches(texts)),
+    ):
+        vectors = []
+        for positions, embeds in batches:
+            vectors.append(embeds)
+            _tell(progress, done + positions[-1] + 1, total)
+        sides.append(torch.cat(vectors))
+    image_of_text = [image for image, own in enumerate(captions) for _ in own]
+    return recall_of_embeddings(*sides, image_of_text, ks)
+
+
+def evaluate_vqa(
+    pipe: Any, rows: Sequence[dict[str, Any]], batch_size: int = 8, progress: Progress | None = None, **options: Any
+) -> dict[str, float]:
+    """`vqa_accuracy` of a model's best answers; see `answer_accuracy`.
+
+    Args:
+        pipe: a visual-question-answering pipeline: a list of `{"image": ..., "question": ...}` to as many lists of
+            `{"answer": ..., "score": ...}`, best first.
+        rows: `{"image": ..., "question": ..., "answers": [...]}`, as `read_questions` gives them.
+        batch_size: questions at a time.
+        options: for the pipeline.
+
+    Raises:
+        ImageError: an image that cannot be used, by name.
+        ValueError: no rows, one without answers, or a question that the pipeline left without one.
+    """
+    references = _references(rows, "answers")
+    answers = []
+    for start in range(0, len(rows), batch_size):
+        batch = [{"image": str(row["image"]), "question": row["question"]} for row in rows[start : start + batch_size]]
+        outputs = pipe(batch, batch_size=batch_size, **options)
+        for row, output in zip(batch, outputs, strict=True):
+            if not output:
+                raise ValueError(f"the pipeline gave no answer to {row['question']!r}, about {row['image']}")
+            answers.append(output[0]["answer"])
+        _tell(progress, len(answers), len(rows))
+    return metric("vqa_accuracy").compute(predictions=answers, references=references)
+
+
+def _references(rows: Sequence[dict[str, Any]], name: str) -> list[list[str]]:
+    """The column of what is right."""
+    if not len(rows):
+        raise ValueError("rows is empty: there is nothing to evaluate")
+    for number, row in enumerate(rows):
+        texts = row.get(name)
+        if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"rows[{number}] ({row.get('image')}) needs {name!r}, a list of at least one string")
+    return [list(row[name]) for row in rows]
+
+
+def _tell(progress: Progress | None, done: int, total: int) -> None:
+    if progress is not None:
+        progress(done, total)

@@ -1,0 +1,112 @@
+"""Evaluators: what they pass to a model, and what they make of its outputs."""
+
+import pytest
+import torch
+from PIL import Image
+from tiny import tiny_model, tiny_processor
+from two_towers import stock_clip, stock_processor
+
+from hfvlm.embedder import Embedder
+from hfvlm.evaluation import metric
+from hfvlm.evaluation.retrieval import recall_at
+from hfvlm.evaluation.tasks import check, evaluate_captioning, evaluate_retrieval, evaluate_vqa
+from hfvlm.pipelines import pipeline
+
+
+@pytest.fixture
+def rows(tmp_path) -> list[dict]:
+    """Five photos of noise, two captions each."""
+    found = []
+    for i in range(5):
+        path = tmp_path / f"{i}.png"
+        Image.effect_noise((40, 36 + i), 60 + i).convert("RGB").save(path)
+        found.append({"image": path, "captions": [f"a dog on the grass {i}", "a red ball"][: 1 + i % 2]})
+    return found
+
+
+QUESTIONS = [
+    {"image": "a.jpg", "question": "what colour is the ball", "answers": ["red"]},
+    {"image": "a.jpg", "question": "how many dogs", "answers": ["two"]},
+    {"image": "b.jpg", "question": "where is the cat", "answers": ["on grass"] * 4 + ["outside"] * 6},
+]
+
+
+class FakeVqa:
+    """Answers what it is told to, and keeps what it was asked."""
+
+    def __init__(self, *answers: str):
+        self.answers, self.asked = list(answers), []
+
+    def __call__(self, rows, batch_size, **options):
+        self.asked.append((rows, batch_size, options))
+        taken, self.answers = self.answers[: len(rows)], self.answers[len(rows) :]
+        return [[{"answer": answer, "score": 0.9}, {"answer": "other", "score": 0.1}] for answer in taken]
+
+
+def test_captioning(rows):
+    model, processor = tiny_model("hfvlm_blip", "AutoModelForImageTextToText"), tiny_processor("hfvlm_blip")
+    pipe = pipeline("image-to-text", model, processor=processor)
+    outputs = pipe([str(row["image"]) for row in rows], generate_kwargs={"num_beams": 2})
+    captions = [output[0]["generated_text"] for output in outputs]
+    done = []
+    scores = evaluate_captioning(
+        pipe, rows, 2, lambda *numbers: done.append(numbers), generate_kwargs={"num_beams": 2}
+    )
+    references = [row["captions"] for row in rows]
+    for name in ("bleu", "rouge_l", "cider"):
+        for key, value in metric(name).compute(predictions=captions, references=references).items():
+            assert scores.pop(key) == pytest.approx(value, abs=1e-9)
+    assert scores == {}
+    assert done == [(i, 5) for i in range(1, 6)]
+
+
+def test_retrieval(rows):
+    embed = Embedder(stock_clip(), stock_processor(), batch_size=2)
+    texts = [caption for row in rows for caption in row["captions"]]
+    similarity = embed.images([row["image"] for row in rows]) @ embed.texts(texts).t()
+    done = []
+    recalls = evaluate_retrieval(embed, rows, lambda *numbers: done.append(numbers), ks=(1, 2))
+    assert recalls == recall_at(similarity, [0, 1, 1, 2, 3, 3, 4], (1, 2))
+    assert done[0] == (2, 12) and done[-1] == (12, 12)
+    assert torch.isfinite(similarity).all()
+
+
+def test_vqa():
+    pipe, done = FakeVqa("Red.", "three", "on the grass"), []
+    scores = evaluate_vqa(pipe, QUESTIONS, 2, lambda *numbers: done.append(numbers), top_k=2)
+    assert scores == {"vqa_accuracy": pytest.approx(2 / 3)}
+    assert [len(rows) for rows, _, _ in pipe.asked] == [2, 1]
+    assert pipe.asked[0] == (
+        [{"image": row["image"], "question": row["question"]} for row in QUESTIONS[:2]],
+        2,
+        {"top_k": 2},
+    )
+    assert done == [(2, 3), (3, 3)]
+
+
+def test_a_question_without_an_answer():
+    with pytest.raises(ValueError, match=r"no answer to 'what colour is the ball', about a\.jpg"):
+        evaluate_vqa(lambda rows, batch_size: [[] for _ in rows], QUESTIONS)
+
+
+@pytest.mark.parametrize("evaluator", [evaluate_captioning, evaluate_retrieval, evaluate_vqa])
+def test_no_rows(evaluator):
+    with pytest.raises(ValueError, match="rows is empty"):
+        evaluator(None, [])
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "name"),
+    [
+        ("captioning", {"image": "a.jpg", "captions": []}, "captions"),
+        ("retrieval", {"image": "a.jpg", "captions": "a dog"}, "captions"),
+        ("retrieval", {"image": "a.jpg", "captions": [None]}, "captions"),
+        ("vqa", {"image": "a.jpg", "question": "what"}, "answers"),
+    ],
+)
+def test_rows_without_what_is_right(task, row, name):
+    with pytest.raises(ValueError, match=rf"rows\[0\] \(a\.jpg\) needs '{name}', a list of at least one string"):
+        check(task, [row])
+    evaluator = {"captioning": evaluate_captioning, "retrieval": evaluate_retrieval, "vqa": evaluate_vqa}[task]
+    with pytest.raises(ValueError, match=rf"needs '{name}'"):
+        evaluator(None, [row])
