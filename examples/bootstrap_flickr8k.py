@@ -3,11 +3,11 @@
     python examples/bootstrap_flickr8k.py --data flickr8k --efficientnet efficientnet-lite0.pth \
         --minilm minilm-folder --output bootstrap
 
-A part of the training photos keeps its captions, as human ones; of the others, "the web", many are shuffled. Captioner
-and filter learn from all of it and are tuned on the human part; one round follows (section 3.3 of BLIP,
-https://arxiv.org/abs/2201.12086). Which captions are wrong is known, so the filter's precision and recall are. At last
-a captioner that starts anew on the kept texts is compared with the one that learned from the noisy ones for as many
-epochs.
+A part of the training photos keeps its captions, as human ones; of the others, "the web", many are shuffled. A
+captioner learns from all of it; copies of it become captioner and filter, tuned on the human part; one round follows
+(section 3.3 of BLIP, https://arxiv.org/abs/2201.12086). Which captions are wrong is known, so the filter's precision
+and recall are. At last a captioner that starts anew on the kept texts is compared with the one that learned from the
+noisy ones for as many epochs.
 """
 
 import argparse
@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 import yaml
 from pyarrow import parquet
-from safetensors.torch import load_file
 from train_blip import PairCollator
 from train_captioner import (
     LITE,
@@ -29,14 +28,12 @@ from train_captioner import (
     cache_maps,
     load_rows,
     save,
-    start_text,
     train,
     vocabulary,
 )
 from transformers import BertTokenizer, BlipImageProcessorPil
 
 from hfvlm import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipProcessor, pipeline
-from hfvlm.conversion.efficientnet import load_efficientnet
 from hfvlm.data.bootstrap import CapFilt, Recipe, bootstrap
 from hfvlm.data.shards import Counts, ShardFolder
 from hfvlm.data.web import open_rows
@@ -45,6 +42,7 @@ from hfvlm.evaluation.tasks import score_captions
 
 #: of every training here; the epochs are options
 STAGE = {"batch_size": 64, "learning_rate": 5.0e-4, "weight_decay": 0.05, "warmup_ratio": 0.05}
+FILTER = {**STAGE, "learning_rate": 3.0e-4}
 TUNING = {**STAGE, "learning_rate": 1.0e-4}
 
 
@@ -96,16 +94,19 @@ def build_processor(rows: list[dict], minilm: Path, recipe: dict) -> tuple[BlipP
     return BlipProcessor(BlipImageProcessorPil(size={"height": size, "width": size}, **LITE), tokenizer), old
 
 
-def build_filter(captioner: BlipForConditionalGeneration, old_ids: list[int], args, recipe: dict):
-    """A retrieval head of the captioner's size, from the same ImageNet and MiniLM weights; none are shared."""
+@torch.no_grad()
+def build_filter(captioner: BlipForConditionalGeneration) -> BlipForImageTextRetrieval:
+    """A retrieval head that starts from a copy of the captioner: its causal self-attention becomes bidirectional."""
     fields = captioner.config.to_dict()
     config = BlipConfig(
         vision_config=fields["vision_config"], text_config=fields["text_config"], projection_dim=128, momentum=None
     )
-    model = BlipForImageTextRetrieval(config)
-    load_efficientnet(model.vision_model, torch.load(args.efficientnet, map_location="cpu", weights_only=True))
-    weights = load_file(args.minilm / "model.safetensors")
-    start_text(model.text_model, weights, recipe["model"]["text_layers"], old_ids)
+    model, known = BlipForImageTextRetrieval(config), captioner.state_dict()
+    state = model.state_dict()
+    for name, value in state.items():
+        source = name if name in known else name.replace(".attention", ".causal_attention")
+        state[name] = known.get(source, value)
+    model.load_state_dict(state)
     return model
 
 
@@ -158,7 +159,8 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=2, help="random views a photo, encoded once and kept on disk")
     parser.add_argument("--epochs", type=int, default=6, help="of each captioner")
     parser.add_argument("--filter-epochs", type=int, default=6, help="of the filter")
-    parser.add_argument("--tuning-epochs", type=int, default=3, help="on the human captions")
+    parser.add_argument("--tuning-epochs", type=int, default=3, help="of the captioner, on the human captions")
+    parser.add_argument("--filter-tuning-epochs", type=int, default=10, help="of the filter, on the human captions")
     parser.add_argument("--threshold", type=float, default=0.5, help="of the filter")
     parser.add_argument("--seed", type=int, default=0, help="of the noise and the sampling")
     args = parser.parse_args()
@@ -186,13 +188,14 @@ def main() -> None:
     noisy, tuned = DrawnMaps(maps, [*human, *web], args.texts), DrawnMaps(maps, human, args.texts)
     learn(captioner, noisy, collator, stage, args.output / "noisy_training")
     save(captioner, processor, args.output / "noisy")
+    torch.manual_seed(1)
+    judge = build_filter(captioner)
     learn(captioner, tuned, collator, tuning, args.output / "captioner_training")
     save(captioner, processor, args.output / "captioner")
 
-    torch.manual_seed(1)
-    judge, pairs = build_filter(captioner, old_ids, args, recipe), PairCollator(processor, max_length)
-    learn(judge, noisy, pairs, {**stage, "epochs": args.filter_epochs}, args.output / "filter_noisy_training")
-    learn(judge, tuned, pairs, tuning, args.output / "filter_training")
+    pairs = PairCollator(processor, max_length)
+    learn(judge, noisy, pairs, {**FILTER, "epochs": args.filter_epochs}, args.output / "filter_noisy_training")
+    learn(judge, tuned, pairs, {**FILTER, "epochs": args.filter_tuning_epochs}, args.output / "filter_training")
     save(judge, processor, args.output / "filter")
 
     found, round_one = open_rows(source), Recipe(threshold=args.threshold, seed=args.seed, shard_size=200)

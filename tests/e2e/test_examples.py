@@ -197,7 +197,7 @@ def test_bootstrap(data, weights, example, tmp_path):
     model = {"image_size": 32, "memory_width": 16}
     recipe = short_recipe("flickr8k_captioner", tmp_path, model=model, vocabulary={"min_count": 1})
     sizes = ["--photos", 6, "--test-photos", 3, "--human", 0.34, "--threshold", 0]
-    sizes += ["--epochs", 1, "--filter-epochs", 1, "--tuning-epochs", 1]
+    sizes += ["--epochs", 1, "--filter-epochs", 1, "--tuning-epochs", 1, "--filter-tuning-epochs", 1]
     options = ["--data", data, *weights, "--recipe", recipe, "--output", tmp_path / "out", *sizes]
     result = result_of(example("bootstrap_flickr8k", *options))
     assert (result["images"], result["web"], result["web_kept"], result["synthetic"]) == (4, 20, 20, 4)
