@@ -14,7 +14,10 @@ from hfvlm.cli import info
     [
         ["--help"],
         [],
-        *([name, "--help"] for name in ("caption", "embed", "search", "evaluate", "train")),
+        *(
+            [name, "--help"]
+            for name in ("ask", "bootstrap", "caption", "embed", "evaluate", "match", "search", "train")
+        ),
         ["caption", "missing.jpg"],
     ],
 )

@@ -193,6 +193,20 @@ def test_captioner(data, weights, example, tmp_path):
         example("train_captioner", *options)
 
 
+def test_bootstrap(data, weights, example, tmp_path):
+    model = {"image_size": 32, "memory_width": 16}
+    recipe = short_recipe("flickr8k_captioner", tmp_path, model=model, vocabulary={"min_count": 1})
+    sizes = ["--photos", 6, "--test-photos", 3, "--human", 0.34, "--threshold", 0]
+    sizes += ["--epochs", 1, "--filter-epochs", 1, "--tuning-epochs", 1, "--filter-tuning-epochs", 1]
+    options = ["--data", data, *weights, "--recipe", recipe, "--output", tmp_path / "out", *sizes]
+    result = result_of(example("bootstrap_flickr8k", *options))
+    assert (result["images"], result["web"], result["web_kept"], result["synthetic"]) == (4, 20, 20, 4)
+    assert result["recall"] == 1.0
+    assert result["precision"] == result["right before"] >= 0.6
+    assert set(result["CIDEr"]) == {"noisy", "captioner", "bootstrapped"}
+    assert result_of(example("bootstrap_flickr8k", *options)) == result, "run again, it has nothing left to do"
+
+
 def test_feature_maps_are_those_of_the_images_and_the_tower(captioner_example, tmp_path, data):
     rows = read_captions(data / "captions.jsonl", "train")
     processor = tiny_processor("hfvlm_align")

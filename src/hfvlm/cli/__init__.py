@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hfvlm.cli import ask, caption, classify, embed, evaluate, info, match, search, train
+from hfvlm.cli import ask, bootstrap, caption, classify, embed, evaluate, info, match, search, train
 from hfvlm.cli.console import print_error
 from hfvlm.version import __version__
 
@@ -25,6 +25,7 @@ app.command()(evaluate.evaluate)
 app.command()(match.match)
 app.command()(ask.ask)
 app.command()(train.train)
+app.command()(bootstrap.bootstrap)
 app.command()(info.info)
 
 
