@@ -1,8 +1,9 @@
-"""Training steps and re-ranking of ALBEF and BLIP against loops that repeat images for their texts.
+"""Training steps, re-ranking and ranked answers of ALBEF and BLIP against loops that repeat images for their texts.
 
     python examples/benchmarks/fusion.py step --architecture blip            # BLIP-base pretraining, random weights
     python examples/benchmarks/fusion.py step --architecture albef --batch 4 --dtype bf16
     python examples/benchmarks/fusion.py rerank --images 8 --texts 512       # of 1,000 and 5,000: a sample of queries
+    python examples/benchmarks/fusion.py rank --batch 4                      # 100 candidate answers a question
     python examples/benchmarks/fusion.py rerank --model FOLDER --images 1000 --texts 5000
 
 `fusion_reference.py` has the other side: plain attention, an image's tokens copied for each of its texts, every pass
@@ -122,7 +123,31 @@ def rerank_sides(args) -> dict[str, Callable[[], torch.Tensor]]:
     return {"reference": theirs, "hfvlm": ours}
 
 
-SIDES = {"step": step_sides, "rerank": rerank_sides}
+def rank_sides(args) -> dict[str, Callable[[], torch.Tensor]]:
+    """Ranked question answering of each side; they return the candidates' log-likelihoods, likeliest first."""
+    torch.manual_seed(0)
+    config = getattr(hfvlm, {"albef": "AlbefConfig", "blip": "BlipConfig"}[args.architecture]).variant(args.size)
+    head = {"albef": "AlbefForVisualQuestionAnswering", "blip": "BlipForVisualQuestionAnswering"}[args.architecture]
+    config.momentum = None
+    model = getattr(hfvlm, head)(config).eval()
+    batch = batch_of(model, args.batch, args.length)
+    generator = torch.Generator().manual_seed(1)
+    answers = torch.randint(1000, config.text_config.vocab_size - 2, (args.candidates, 5), generator=generator)
+    answers[:, 0] = config.text_config.bos_token_id
+    mask = (torch.arange(5) < torch.randint(3, 6, (args.candidates, 1), generator=generator)).long()
+    answers = answers * mask
+
+    def ours() -> torch.Tensor:
+        found = model.rank_answers(**batch, answer_ids=answers, answer_mask=mask, k=args.candidates)
+        return found.log_likelihoods.sort(dim=-1, descending=True).values
+
+    def theirs() -> torch.Tensor:
+        return reference.rank_answers(model, *batch.values(), answers, mask, args.candidates)
+
+    return {"reference": theirs, "hfvlm": ours}
+
+
+SIDES = {"step": step_sides, "rerank": rerank_sides, "rank": rank_sides}
 
 
 def gib(name: str) -> float:
@@ -149,6 +174,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=20, help="tokens of the longest text")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--texts", type=int, default=512)
+    parser.add_argument("--candidates", type=int, default=100, help="answers that are ranked")
     parser.add_argument("--k", type=int, default=128, help="how many are re-ranked")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--alone", choices=("reference", "hfvlm"), help=argparse.SUPPRESS)

@@ -54,9 +54,12 @@ def embed(tower, ids: torch.Tensor) -> torch.Tensor:
     return norm(table.norm, x)
 
 
-def read(tower, x, mask, memory=None, layers=(0, None), causal: bool = False) -> torch.Tensor:
+def read(
+    tower, x, mask, memory=None, layers=(0, None), causal: bool = False, memory_mask: torch.Tensor | None = None
+) -> torch.Tensor:
     """Layers of a BERT over states `[rows, length, dim]`; `memory` `[rows, tokens, width]`, one of each row."""
     added = (1.0 - mask[:, None, None, :].to(x.dtype)) * -10000.0
+    seen = None if memory_mask is None else (1.0 - memory_mask[:, None, None, :].to(x.dtype)) * -1e9
     if causal:
         added = added + torch.full((x.shape[1], x.shape[1]), -10000.0).triu(1)
     for layer in tower.layers[slice(*layers)]:
@@ -67,7 +70,7 @@ def read(tower, x, mask, memory=None, layers=(0, None), causal: bool = False) ->
         if memory is not None and layer.fuses:
             cross = layer.cross_attention
             k, v = parts(cross.kv, memory, 2)
-            update = dense(cross.proj, attention(dense(cross.q, x), k, v, cross.num_heads, None))
+            update = dense(cross.proj, attention(dense(cross.q, x), k, v, cross.num_heads, seen))
             x = norm(layer.cross_attention_norm, x + update)
         x = norm(layer.mlp_norm, x + dense(layer.mlp.fc2, gelu(dense(layer.mlp.fc1, x))))
     return x
@@ -190,3 +193,27 @@ def rerank(model, tokens, ids, mask, similarity, k: int, adds_similarity: bool) 
             logits = dense(model.itm_head, fused)[:, 1]
             table[row, index] = logits + best if adds_similarity else logits
     return scores[0], scores[1]
+
+
+@torch.no_grad()
+def rank_answers(model, pixels, ids, mask, answers, answer_mask, k: int) -> torch.Tensor:
+    """The log-likelihoods of each question's `k` candidates, likeliest first; its states are copied for each."""
+    tokens, text, decoder = see(model.vision_model, pixels), model.text_model, model.text_decoder
+    started = model.matching_ids(ids, mask)
+    states = read(text, embed(text, started), mask, tokens)
+    one = answers[:1, :1].expand(len(ids), 1)
+    first = read(decoder, embed(decoder, one), torch.ones_like(one), states, causal=True, memory_mask=mask)
+    near = softmax(score_words(model.lm_head, first[:, 0]), dim=-1)[:, answers[:, 1]]
+    found = []
+    for row, chosen in enumerate(near.topk(min(k, len(answers)), dim=-1).indices):
+        own, own_mask = answers[chosen], answer_mask[chosen]
+        memory = states[row][None].repeat(len(own), 1, 1)
+        seen = mask[row][None].repeat(len(own), 1)
+        written = read(decoder, embed(decoder, own), own_mask, memory, causal=True, memory_mask=seen)
+        logits = score_words(model.lm_head, written)[:, :-1]
+        labels = own.masked_fill(own_mask == 0, -100)[:, 1:]
+        losses = cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), label_smoothing=model.config.label_smoothing, reduction="none"
+        )
+        found.append(losses.view(len(own), -1).sum(1).neg().sort(descending=True).values)
+    return torch.stack(found)
