@@ -11,6 +11,7 @@ register(
     heads={
         "AutoModel": f"{__name__}.modeling_albef:AlbefModel",
         "AutoModelForPreTraining": f"{__name__}.pretraining_albef:AlbefForPreTraining",
+        "AutoModelForTextAssignment": f"{__name__}.assignment_albef:AlbefForTextAssignment",
         "AutoModelForVisualEntailment": f"{__name__}.classes_albef:AlbefForImageClassification",
         "AutoModelForVisualReasoning": f"{__name__}.classes_albef:AlbefForVisualReasoning",
         "AutoModelForImageTextRetrieval": f"{__name__}.pretraining_albef:AlbefForImageTextRetrieval",
