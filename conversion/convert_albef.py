@@ -21,6 +21,7 @@ from hfvlm.conversion import albef_rules, command, folder, images
 from hfvlm.conversion.blip_processor import vocabulary_of
 from hfvlm.conversion.checkpoint import Checkpoint
 from hfvlm.conversion.command import ConfigLike, Conversion, Source
+from hfvlm.conversion.fusion_rules import class_fields
 from hfvlm.conversion.rules import Rule, apply, invert
 from hfvlm.models.albef.answering_albef import AlbefForVisualQuestionAnswering
 from hfvlm.models.albef.assignment_albef import AlbefForTextAssignment
@@ -155,6 +156,7 @@ def _head(source: Checkpoint, variant, config, image_size, vocab, wanted) -> Con
         tensors, name = albef_rules.for_answering(tensors, text["fusion_layer"]), wanted
     head = HEADS[name]
     fields = albef_rules.release_fields(tensors, words, head.text, paired=name in PAIRED)
+    fields.update(class_fields(name, fields))
     built = command.merged_config(AlbefConfig, VARIANTS, fields, variant, config, image_size, towers=TOWERS)
     model = head.cls(built)
     dropped = folder.fill(model, _rules(head, tensors), tensors)

@@ -128,3 +128,15 @@ def test_a_release_that_assigns_texts_comes_back_whole():
     assert type(converted) is type(model) and converted.config.text_config.num_hidden_layers == 4
     state = converted.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_the_classes_of_a_release_have_names():
+    model = tiny_model("albef", "AutoModelForVisualEntailment", num_labels=3, momentum=None)
+    release = to_release_keys(model.state_dict(), "entailment")
+    names = ("contradiction", "neutral", "entailment")
+    assert convert(release, config=STARTED).config.id2label == dict(enumerate(names))
+    named = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+    assert convert(release, config={**STARTED, **named}).config.id2label == named["id2label"]
+    two = tiny_model("albef", "AutoModelForVisualEntailment", num_labels=2, momentum=None)
+    release = to_release_keys(two.state_dict(), "entailment")
+    assert convert(release, config=STARTED).config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
