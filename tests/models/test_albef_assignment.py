@@ -22,6 +22,10 @@ def test_given_pairs_are_read_and_tell_their_classes():
     expected = torch.nn.functional.cross_entropy(outputs.logits, labels)
     torch.testing.assert_close(outputs.loss, expected)
     assert torch.equal(outputs.image_pairs, pairs)
+    ids = torch.tensor([7, 7, 9])  # the first two images are one
+    labels = torch.tensor([0, 1, 0, 1, 1, 0])
+    expected = torch.nn.functional.cross_entropy(outputs.logits, labels)
+    torch.testing.assert_close(model(**batch, image_pairs=pairs, image_ids=ids, return_loss=True).loss, expected)
     one = {name: batch[name][3:4] for name in ("input_ids", "attention_mask")}
     alone = model(pixel_values=batch["pixel_values"][[2, 0]], image_pairs=torch.tensor([[0, 1]]), **one)
     torch.testing.assert_close(alone.logits, outputs.logits[3:4])

@@ -7,7 +7,9 @@ image is to a text's own, the likelier it is drawn beside it or instead of it.
 import torch
 from torch import nn
 
+from hfvlm.losses.contrastive import full_precision
 from hfvlm.losses.matching import draw, negative_weights
+from hfvlm.losses.pairs import precise
 
 
 #: what similarities are divided by, here a constant
@@ -23,8 +25,8 @@ def assignment_weights(image_embeds: torch.Tensor, image_ids: torch.Tensor | Non
         image_ids: `[images]`, equal where the same image is shown: it is not drawn for itself.
     """
     own = torch.arange(len(image_embeds), device=image_embeds.device)
-    with torch.no_grad():
-        embeds = image_embeds.float()
+    with torch.no_grad(), full_precision(image_embeds.device):
+        embeds = precise(image_embeds)
         return negative_weights(embeds @ embeds.t() / TEMPERATURE, own, image_ids)
 
 
@@ -64,7 +66,12 @@ def _choose(weights: torch.Tensor, training: bool) -> torch.Tensor:
 
 
 def assigned(pairs: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """The classes of given pairs, `[texts, 2]` -> `[texts]`: the slot that a text's own image is in, or 2."""
+    """The classes of given pairs, `[texts, 2]` -> `[texts]`: the slot that a text's own image is in, or 2.
+
+    Args:
+        pairs: the two images of each text, by number or by id.
+        own: `[texts]`, its own, likewise.
+    """
     return torch.where(pairs[:, 0] == own, 0, torch.where(pairs[:, 1] == own, 1, 2))
 
 

@@ -91,7 +91,8 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
                     embeds = nn.functional.normalize(self.vision_proj(vision.pooler_output), dim=-1)
                 image_pairs, labels = draw_pairs(assignment_weights(embeds, image_ids), own, self.training)
             else:
-                labels = assigned(self._checked(image_pairs, len(tokens), input_ids), own)
+                shown = self._checked(image_pairs, len(tokens), input_ids)
+                labels = assigned(shown, own) if image_ids is None else assigned(image_ids[shown], image_ids[own])
         if image_pairs is None:
             memory = tokens.expand(2, *tokens.shape)
         else:
