@@ -160,8 +160,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6, help="of each captioner")
     parser.add_argument("--filter-epochs", type=int, default=6, help="of the filter")
     parser.add_argument("--tuning-epochs", type=int, default=3, help="of the captioner, on the human captions")
-    parser.add_argument("--filter-tuning-epochs", type=int, default=10, help="of the filter, on the human captions")
-    parser.add_argument("--threshold", type=float, default=0.5, help="of the filter")
+    parser.add_argument("--filter-tuning-epochs", type=int, default=20, help="of the filter, on the human captions")
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="of the filter, for which a third of the pairs match in training"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the noise and the sampling")
     args = parser.parse_args()
     recipe = yaml.safe_load(args.recipe.read_text())
