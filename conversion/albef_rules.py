@@ -94,6 +94,17 @@ def reasoning(tensors: Mapping[str, torch.Tensor]) -> tuple[Rule, ...]:
     )
 
 
+def assignment(tensors: Mapping[str, torch.Tensor]) -> tuple[Rule, ...]:
+    """The rules of the text assignment before NLVR2, whose layers are numbered by the tensors that it has."""
+    return (
+        *(*_VISION, *_paired_text("text_encoder.", "text_model.", *paired_layers(tensors))),
+        PROJECTIONS[0],
+        Drop("text_proj.{p}", "texts are not compared here"),
+        Drop("temp", "images are compared by a constant temperature here"),
+        Rename("ta_head.{p}", "ta_head.{p}"),
+    )
+
+
 def paired_layers(tensors: Mapping[str, torch.Tensor]) -> tuple[int, int]:
     """The first fusion layer of a tower whose fusion layers are there twice, and how many pairs there are."""
     shapes = Shapes(tensors, "text_encoder.")

@@ -5,9 +5,9 @@
     python conversion/convert_albef.py --checkpoint ALBEF.pth --output albef-vqa --head answering --image-size 384
 
 Reads the original release (https://github.com/salesforce/ALBEF): pretraining, retrieval, question answering,
-entailment and NLVR2; and LAVIS's feature extractor. `--head answering` makes of a pretraining checkpoint what question
-answering starts from. Sizes come from the weights; heads (64 wide unless told), normalisation and activation from
-`--variant` or `--config`, a JSON file with fields of `hfvlm.AlbefConfig`.
+entailment, NLVR2 and the text assignment before it; and LAVIS's feature extractor. `--head answering` makes of a
+pretraining checkpoint what question answering starts from. Sizes come from the weights; heads (64 wide unless told),
+normalisation and activation from `--variant` or `--config`, a JSON file with fields of `hfvlm.AlbefConfig`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,8 +21,10 @@ from hfvlm.conversion import albef_rules, command, folder, images
 from hfvlm.conversion.blip_processor import vocabulary_of
 from hfvlm.conversion.checkpoint import Checkpoint
 from hfvlm.conversion.command import ConfigLike, Conversion, Source
+from hfvlm.conversion.fusion_rules import class_fields
 from hfvlm.conversion.rules import Rule, apply, invert
 from hfvlm.models.albef.answering_albef import AlbefForVisualQuestionAnswering
+from hfvlm.models.albef.assignment_albef import AlbefForTextAssignment
 from hfvlm.models.albef.classes_albef import AlbefForImageClassification, AlbefForVisualReasoning
 from hfvlm.models.albef.configuration_albef import VARIANTS, AlbefConfig
 from hfvlm.models.albef.modeling_albef import AlbefModel
@@ -48,8 +50,13 @@ HEADS = {
     "answering": Head(AlbefForVisualQuestionAnswering, albef_rules.ANSWERING),
     "entailment": Head(AlbefForImageClassification, albef_rules.ENTAILMENT),
     "reasoning": Head(AlbefForVisualReasoning, albef_rules.reasoning),
+    "assignment": Head(AlbefForTextAssignment, albef_rules.assignment),
     "features": Head(AlbefModel, albef_rules.FEATURES, "text_encoder.bert."),
 }
+
+
+#: those whose fusion layers are there twice
+PAIRED = ("reasoning", "assignment")
 
 
 def head_of(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -62,7 +69,7 @@ def head_of(tensors: Mapping[str, torch.Tensor]) -> str:
     if "text_decoder" in prefixes:
         return "answering"
     if "ta_head" in prefixes:
-        raise ValueError("checkpoints of text assignment are not converted yet")
+        return "assignment"
     if "cls_head" in prefixes:
         first, pairs = albef_rules.paired_layers(tensors)
         one, two = (f"text_encoder.encoder.layer.{first + i}.crossattention.self.key.weight" for i in (0, 1))
@@ -148,7 +155,8 @@ def _head(source: Checkpoint, variant, config, image_size, vocab, wanted) -> Con
         text = albef_rules.release_fields(tensors, words, HEADS[name].text)["text_config"]
         tensors, name = albef_rules.for_answering(tensors, text["fusion_layer"]), wanted
     head = HEADS[name]
-    fields = albef_rules.release_fields(tensors, words, head.text, paired=name == "reasoning")
+    fields = albef_rules.release_fields(tensors, words, head.text, paired=name in PAIRED)
+    fields.update(class_fields(name, fields))
     built = command.merged_config(AlbefConfig, VARIANTS, fields, variant, config, image_size, towers=TOWERS)
     model = head.cls(built)
     dropped = folder.fill(model, _rules(head, tensors), tensors)

@@ -24,6 +24,7 @@ from hfvlm.conversion.blip_heads import HEADS, head_of
 from hfvlm.conversion.blip_processor import carried_processor, in_tree_processor, release_processor, vocabulary_of
 from hfvlm.conversion.checkpoint import Checkpoint
 from hfvlm.conversion.command import ConfigLike, Conversion, Source
+from hfvlm.conversion.fusion_rules import class_fields
 from hfvlm.conversion.rules import apply, invert
 from hfvlm.encoders.vit import VitTower
 from hfvlm.fusion import FusionPreTrainedModel
@@ -165,6 +166,7 @@ def _head(source: Checkpoint, variant, config, image_size, vocab, wanted) -> Con
     if released:
         words = vocabulary_of(vocab, source.folder)
         fields, rules = blip_rules.release_fields(source.tensors, words, head.text), head.release
+        fields.update(class_fields(name, fields))
     elif head.in_tree is None:
         raise ValueError(f"transformers has no BLIP for {name}: these keys are of something else")
     else:

@@ -1,6 +1,7 @@
 """Key rules that the releases of ALBEF and BLIP share: projections, temperature, matching head, teacher and queue."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -73,3 +74,15 @@ def momentum_fields(tensors: Mapping[str, torch.Tensor]) -> dict[str, int | floa
     else:
         fields["momentum"] = None
     return fields
+
+
+#: what the releases' classes mean, by head: the order in which their data sets number them
+CLASSES = {"entailment": ("contradiction", "neutral", "entailment"), "reasoning": ("False", "True")}
+
+
+def class_fields(head: str, fields: Mapping[str, Any]) -> dict[str, dict]:
+    """The classes' names as fields of a config, for a head that has as many classes as the release's."""
+    names = CLASSES.get(head, ())
+    if fields.get("num_labels") != len(names):
+        return {}
+    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}

@@ -11,7 +11,7 @@ import hfvlm
 from hfvlm.conversion.blip_processor import in_tree_processor
 from hfvlm.conversion.convert_blip import to_transformers
 from hfvlm.data.augment import OPERATIONS, augmented, training_view
-from hfvlm.lavis.processors import CleanText
+from hfvlm.lavis.processors import CleanQuestion, CleanText
 from hfvlm.lavis.table import MODELS
 
 
@@ -183,6 +183,90 @@ def test_retrieval_learns_with_a_growing_alpha(opened, name):
             torch.testing.assert_close(found[part], expected[part])
     assert model(samples, match_head="itm").shape == (2, 2)
     model.train()({**samples, "image_id": torch.tensor([0, 1])}).loss.backward()
+
+
+ANSWERS = ["red", "two cats", "a dog on the grass", "blue"]
+
+
+@pytest.mark.parametrize("name", ["blip_vqa", "albef_vqa"])
+def test_answers_are_the_heads(opened, name):
+    model, samples = opened(name, "vqav2")
+    inputs = {"pixel_values": samples["image"], **model.texts(samples)}
+    ids = model.head.generate(**inputs, num_beams=2, max_length=6, min_length=3)
+    found = model.predict_answers(samples, inference_method="generate", num_beams=2, max_len=6, min_len=3)
+    assert found == model.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    assert model.head.config.answers_read_padding == name.startswith("blip")
+    words = [model.tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in ANSWERS]
+    text = model.head.config.text_config
+    rows = [torch.tensor([text.bos_token_id, *ids, text.eos_token_id]) for ids in words]
+    likely = torch.zeros(2, len(rows))
+    for i, row in enumerate(rows):
+        logits = model.head(**inputs, labels=row.expand(2, -1)).logits[:, :-1].log_softmax(-1)
+        likely[:, i] = logits.gather(-1, row[1:].expand(2, -1)[..., None])[..., 0].sum(-1)
+    assert model.predict_answers(samples, answer_list=ANSWERS) == [ANSWERS[i] for i in likely.argmax(1).tolist()]
+    assert len(model.predict_answers({**samples, "text_input": TEXTS}, answer_list=ANSWERS, num_ans_candidates=1)) == 2
+
+
+@pytest.mark.parametrize("name", ["blip_vqa", "albef_vqa"])
+def test_answers_are_learned_with_their_weights(opened, name):
+    model, samples = opened(name, "vqav2")
+    learned = {"answer": ["red", "two cats", "blue"], "n_answers": [2, 1], "weight": torch.tensor([0.5, 0.5, 1.0])}
+    step = {"epoch": 0, "iters": 5, "num_iters_per_epoch": 10}
+    tokens = model._answers(learned["answer"])
+    expected = model.head(
+        pixel_values=samples["image"],
+        **model.texts(samples),
+        labels=tokens["input_ids"].masked_fill(tokens["attention_mask"] == 0, -100),
+        answer_counts=torch.tensor([2, 1]),
+        answer_weights=learned["weight"],
+        **({} if name.startswith("blip") else {"alpha": 0.5 * model.head.config.alpha}),
+    )
+    torch.testing.assert_close(model({**samples, **learned, **step}).loss, expected.loss)
+    model.train()({**samples, **learned, **step}).loss.backward()
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type"), [("blip_nlvr", "nlvr"), ("albef_nlvr", "nlvr"), ("albef_classification", "ve")]
+)
+def test_classes_are_the_heads(opened, name, model_type):
+    model, samples = opened(name, model_type)
+    inputs = {"pixel_values": samples["image"], **model.texts(samples)}
+    if name.endswith("nlvr"):
+        inputs["pixel_values_second"] = samples["image"].flip(0)
+        samples |= {"image0": samples["image"], "image1": samples.pop("image").flip(0)}
+    samples["label"] = torch.tensor([1, 0])
+    found = model.predict(samples)
+    torch.testing.assert_close(found["predictions"], model.head(**inputs).logits)
+    assert found["targets"] is samples["label"] and not found["predictions"].requires_grad
+    assert torch.equal(model(samples, is_train=False)["predictions"], found["predictions"])
+    growing = {} if name.startswith("blip") else {"alpha": model.head.config.alpha * (0.25 if "nlvr" in name else 0.5)}
+    step = {"epoch": 0, "iters": 5, "num_iters_per_epoch": 10}
+    expected = model.head(**inputs, labels=samples["label"], **growing)
+    torch.testing.assert_close(model({**samples, **step}).loss, expected.loss)
+    model.train()({**samples, **step}).loss.backward()
+
+
+def test_a_question_keeps_its_mark_and_what_cannot_be_answered_is_named(opened):
+    model, samples = opened("blip_vqa", "okvqa")
+    assert CleanQuestion()('What  COLOR: is the "dog" (left)?  ') == "what  color is the dog left?"
+    assert CleanQuestion()(" ".join(["word"] * 60)).count("word") == 50
+    for call, message in (
+        (lambda: model.predict_answers(samples), "needs answer_list"),
+        (
+            lambda: model.predict_answers(samples, inference_method="guess"),
+            "must be 'rank' or 'generate', got 'guess'",
+        ),
+        (lambda: model.predict_answers({**samples, "text_input": "a"}, answer_list=["a"]), "2 images and 1 questions"),
+        (lambda: model(samples), "samples need 'answer'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    model, samples = opened("blip_nlvr", "nlvr")
+    with pytest.raises(ValueError, match="samples need 'image0', these have image, text_input"):
+        model.predict(samples)
+    wrong = {**samples, "image0": samples["image"], "image1": samples["image"][0]}
+    with pytest.raises(ValueError, match=r"samples\['image1'\] must be \[images, channels, h, w\]"):
+        model.predict(wrong)
 
 
 def test_clip_features(opened):

@@ -24,7 +24,7 @@ LEVELS = [
     {"nn", "encoders", "losses", "modeling", "generation", "beam_search", "processing", "saving", "outputs"}
     | {"images", "registry", "version", "two_tower", "two_tower_config", "two_tower_processing"}
     | {"fusion", "fusion_config", "fusion_training", "fusion_classes", "momentum_teacher", "reranking"}
-    | {"answering", "answer_ranking"}
+    | {"answering", "answer_ranking", "grounding"}
     | {"pixels", "nearest", "embedder"},
     {"models"},
     {"pipelines", "data", "training", "evaluation", "export", "hub", "conversion", "builtin", "auto"},
@@ -55,6 +55,7 @@ GROUND = {
     "fusion": {"fusion_config", "encoders", "modeling", "nn", "outputs"},
     "fusion_training": {"fusion", "fusion_config", "momentum_teacher", "encoders", "losses", "nn", "outputs"},
     "answer_ranking": {"losses", "outputs"},
+    "grounding": set(),
     "answering": {"answer_ranking", "fusion", "fusion_config", "generation", "encoders", "losses", "outputs"},
     "fusion_classes": {"fusion", "fusion_config", "momentum_teacher", "encoders", "losses", "nn", "outputs"},
     "two_tower": {"two_tower_config", "encoders", "losses", "nn", "modeling"},

@@ -15,11 +15,13 @@ if TYPE_CHECKING:  # what __getattr__ imports
     from hfvlm.auto import (
         AutoModelForImageEncoding,
         AutoModelForImageTextRetrieval,
+        AutoModelForTextAssignment,
         AutoModelForVisualEntailment,
         AutoModelForVisualReasoning,
     )
     from hfvlm.lavis import load_model, load_model_and_preprocess
     from hfvlm.models.albef.answering_albef import AlbefForVisualQuestionAnswering
+    from hfvlm.models.albef.assignment_albef import AlbefForTextAssignment
     from hfvlm.models.albef.classes_albef import AlbefForImageClassification, AlbefForVisualReasoning
     from hfvlm.models.albef.configuration_albef import AlbefConfig
     from hfvlm.models.albef.modeling_albef import AlbefModel
@@ -55,6 +57,7 @@ if TYPE_CHECKING:  # what __getattr__ imports
 _PUBLIC = {
     "AutoModelForImageEncoding": "hfvlm.auto:AutoModelForImageEncoding",
     "AutoModelForImageTextRetrieval": "hfvlm.auto:AutoModelForImageTextRetrieval",
+    "AutoModelForTextAssignment": "hfvlm.auto:AutoModelForTextAssignment",
     "AutoModelForVisualEntailment": "hfvlm.auto:AutoModelForVisualEntailment",
     "AutoModelForVisualReasoning": "hfvlm.auto:AutoModelForVisualReasoning",
     "load_model": "hfvlm.lavis:load_model",
@@ -87,6 +90,7 @@ __all__ = [
     "AlbefForImageClassification",
     "AlbefForImageTextRetrieval",
     "AlbefForPreTraining",
+    "AlbefForTextAssignment",
     "AlbefForVisualQuestionAnswering",
     "AlbefForVisualReasoning",
     "AlbefModel",
@@ -98,6 +102,7 @@ __all__ = [
     "AlignVisionModel",
     "AutoModelForImageEncoding",
     "AutoModelForImageTextRetrieval",
+    "AutoModelForTextAssignment",
     "AutoModelForVisualEntailment",
     "AutoModelForVisualReasoning",
     "BlipConfig",

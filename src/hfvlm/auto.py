@@ -18,6 +18,12 @@ class AutoModelForImageTextRetrieval(_BaseAutoModelClass):
     _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
 
 
+class AutoModelForTextAssignment(_BaseAutoModelClass):
+    """Which of two images a text is about, or neither; the pairs are drawn in training."""
+
+    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+
 class AutoModelForVisualEntailment(_BaseAutoModelClass):
     """The class of an image and a text."""
 

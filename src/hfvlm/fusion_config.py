@@ -45,6 +45,7 @@ class FusionConfig(PreTrainedConfig):
         *(
             "question_model_output",
             "second_vision_model_output",
+            "image_pairs",
             "last_hidden_state",
             "hidden_states",
             "attentions",

@@ -163,6 +163,7 @@ class FusionClassificationOutput(ModelOutput):
         hidden_states, attentions, cross_attentions: of the same, a tensor a layer, where asked for.
         vision_model_output: what the image tower returns.
         second_vision_model_output: the same of the second images, where a text is about two.
+        image_pairs: `[texts, 2]`, long: the images that each text was read with, where two are chosen.
     """
 
     loss: torch.FloatTensor | None = None
@@ -174,3 +175,4 @@ class FusionClassificationOutput(ModelOutput):
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
     vision_model_output: BaseModelOutputWithPooling | None = None
     second_vision_model_output: BaseModelOutputWithPooling | None = None
+    image_pairs: torch.LongTensor | None = None

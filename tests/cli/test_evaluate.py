@@ -4,9 +4,12 @@ import json
 
 import pytest
 from PIL import Image
+from tiny import tiny_model, tiny_processor
 from two_towers import save_stock_clip, stock_clip, stock_processor
 
+from hfvlm.cli.evaluate import _ROWS, Task
 from hfvlm.data.captions import read_captions
+from hfvlm.data.judgements import read_judgements
 from hfvlm.embedder import Embedder
 from hfvlm.evaluation import tasks
 from hfvlm.pipelines import pipeline
@@ -16,13 +19,14 @@ from hfvlm.pipelines import pipeline
 def data(tmp_path_factory):
     """Photos with captions and with questions, in two splits."""
     folder = tmp_path_factory.mktemp("data")
-    captions, questions = [], []
+    captions, questions, judged = [], [], []
     for i in range(6):
         Image.effect_noise((40, 36 + i), 60 + i).convert("RGB").save(folder / f"{i}.png")
         row = {"image": f"{i}.png", "split": "test" if i < 4 else "train"}
         captions.append({**row, "captions": [f"a dog on the grass {i}", "a red ball"]})
         questions.append({**row, "question": "what is it", "answer": "dog" if i else "Red_ball"})
-    for name, rows in (("captions", captions), ("vqa", questions)):
+        judged.append({**row, "image_second": f"{5 - i}.png", "text": "a dog on the grass", "label": i % 2})
+    for name, rows in (("captions", captions), ("vqa", questions), ("judged", judged)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -34,7 +38,7 @@ def no_model(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a model is loaded")
 
-    for name in ("_pipeline", "load_embedder"):
+    for name in ("_pipeline", "_classifier", "load_embedder"):
         monkeypatch.setattr(f"hfvlm.cli.evaluate.{name}", refuse)
 
 
@@ -83,6 +87,22 @@ def test_vqa(run, data, monkeypatch):
     assert loaded == [("visual-question-answering", "someone/answers")]
 
 
+@pytest.mark.parametrize("task", ["entailment", "reasoning"])
+def test_classes(run, data, tmp_path, task):
+    auto = {"entailment": "AutoModelForVisualEntailment", "reasoning": "AutoModelForVisualReasoning"}[task]
+    model = tiny_model("albef", auto)
+    model.save_pretrained(tmp_path)
+    tiny_processor("albef").save_pretrained(tmp_path)
+    result = run("evaluate", task, "--data", data / "judged.jsonl", "--model", tmp_path, "--dtype", "fp32", "--json")
+    assert (result.code, result.err) == (0, "")
+    rows = read_judgements(data / "judged.jsonl", "test")
+    scores = tasks.evaluate_classes(model, tiny_processor("albef"), rows)
+    about = {"task": task, "model": str(tmp_path), "split": "test", _ROWS[Task(task)]: 4}
+    assert json.loads(result.out) == {**about, **close(scores)}
+    result = run("evaluate", task, "--data", data / "judged.jsonl")
+    assert result.code == 2 and f"there is no built-in model for {task}" in result.err
+
+
 def test_the_built_in_model_is_the_default(run, data, monkeypatch):
     from hfvlm.builtin import builtin_model
 
@@ -106,6 +126,8 @@ def test_the_built_in_model_is_the_default(run, data, monkeypatch):
         (["captioning", "--data", "vqa.jsonl"], "vqa.jsonl:1: not an object with image and captions ('captions')"),
         (["retrieval", "--data", "vqa.jsonl"], "vqa.jsonl:1: not an object with image and captions ('captions')"),
         (["vqa", "--data", "captions.jsonl"], "captions.jsonl:1: has no 'question'"),
+        (["reasoning", "--data", "captions.jsonl"], "captions.jsonl:1: has no 'image_second'"),
+        (["entailment", "--data", "vqa.jsonl"], "vqa.jsonl:1: has no 'text'"),
     ],
 )
 def test_bad_data_is_refused_before_a_model_is_loaded(run, data, monkeypatch, no_model, arguments, message):

@@ -124,7 +124,9 @@ WITH_IMAGES = heads(lambda head: head.images)
 WITH_TEXT = heads(lambda head: head.takes("input_ids"))
 #: text that reads the image; text and image encoded apart, and compared
 FUSED = heads(lambda head: head.reads_images_into_text)
-TWO_TOWERS = heads(lambda head: head.takes("input_ids", "pixel_values", "return_loss"))
+TWO_TOWERS = heads(
+    lambda head: head.takes("input_ids", "pixel_values", "return_loss") and not head.takes("image_pairs")
+)
 #: those that write text, that write it with an encoder-decoder whose memory the rows share, and of an image alone
 GENERATIVE = heads(lambda head: issubclass(head.cls, GenerationMixin))
 SHARING = heads(lambda head: issubclass(head.cls, SharedMemoryMixin))

@@ -109,3 +109,34 @@ def test_a_pretraining_checkpoint_starts_a_head_that_answers():
     _, retrieval = release("retrieval")
     with pytest.raises(ValueError, match="made of a pretraining checkpoint, not 'answering' of one for retrieval"):
         convert(retrieval, config=HEADS, head="answering")
+
+
+def test_a_release_that_assigns_texts_comes_back_whole():
+    """Its fusion layers are there twice, and the keys' and values' projection of a pair is stored twice."""
+    model = tiny_model("albef", "AutoModelForTextAssignment")
+    layer = "text_encoder.encoder.layer."
+    like = {f"{layer}{i}.crossattention.self.key.weight": torch.zeros(1, 1) for i in range(2, 6)}  # numbers the layers
+    like |= {f"{layer}{i}.attention.self.key.weight": torch.zeros(1, 1) for i in range(2)}
+    tensors = to_release_keys(model.state_dict(), "assignment", like)
+    for name in [
+        name for name in tensors if ".crossattention.self.key" in name or ".crossattention.self.value" in name
+    ]:
+        first = int(name.removeprefix(layer).partition(".")[0])
+        tensors[name.replace(f"{layer}{first}.", f"{layer}{first + 1}.")] = tensors[name]
+    unused = {"temp": torch.tensor(0.07), "text_proj.weight": torch.zeros(32, 48), "text_proj.bias": torch.zeros(32)}
+    converted = convert({**tensors, **unused}, config=STARTED, verify=True)
+    assert type(converted) is type(model) and converted.config.text_config.num_hidden_layers == 4
+    state = converted.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_the_classes_of_a_release_have_names():
+    model = tiny_model("albef", "AutoModelForVisualEntailment", num_labels=3, momentum=None)
+    release = to_release_keys(model.state_dict(), "entailment")
+    names = ("contradiction", "neutral", "entailment")
+    assert convert(release, config=STARTED).config.id2label == dict(enumerate(names))
+    named = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+    assert convert(release, config={**STARTED, **named}).config.id2label == named["id2label"]
+    two = tiny_model("albef", "AutoModelForVisualEntailment", num_labels=2, momentum=None)
+    release = to_release_keys(two.state_dict(), "entailment")
+    assert convert(release, config=STARTED).config.id2label == {0: "LABEL_0", 1: "LABEL_1"}

@@ -9,7 +9,8 @@ from two_towers import stock_clip, stock_processor
 from hfvlm.embedder import Embedder
 from hfvlm.evaluation import metric
 from hfvlm.evaluation.retrieval import recall_at
-from hfvlm.evaluation.tasks import check, evaluate_captioning, evaluate_retrieval, evaluate_vqa
+from hfvlm.evaluation.tasks import check, evaluate_captioning, evaluate_classes, evaluate_retrieval, evaluate_vqa
+from hfvlm.images import open_image
 from hfvlm.pipelines import pipeline
 
 
@@ -82,6 +83,49 @@ def test_vqa():
         {"top_k": 2},
     )
     assert done == [(2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize("auto", ["AutoModelForVisualEntailment", "AutoModelForVisualReasoning"])
+@pytest.mark.parametrize("architecture", ["albef", "blip"])
+def test_classes(rows, auto, architecture):
+    names = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
+    model, processor = tiny_model(architecture, auto, **names), tiny_processor(architecture)
+    options = {"task": "encode"} if architecture == "blip" else {}
+    judged = [
+        {"image": row["image"], "image_second": rows[i - 1]["image"], "text": row["captions"][0], "label": i % 2}
+        for i, row in enumerate(rows)
+    ]
+    said = []
+    for row in judged:
+        inputs = processor(images=[open_image(row["image"])], text=[row["text"]], **options)
+        if "Reasoning" in auto:
+            second = processor(images=[open_image(row["image_second"])])
+            inputs["pixel_values_second"] = second["pixel_values"]
+        with torch.no_grad():
+            said.append(int(model(**inputs).logits.argmax()))
+    done = []
+    scores = evaluate_classes(model.train(), processor, judged, 2, lambda *numbers: done.append(numbers))
+    assert scores == {"accuracy": sum(i % 2 == one for i, one in enumerate(said)) / 5}
+    assert done == [(2, 5), (4, 5), (5, 5)] and not model.training
+    right = [{**row, "label": names["id2label"][one].upper()} for row, one in zip(judged, said)]
+    assert evaluate_classes(model, processor, right) == {"accuracy": 1.0}
+    with pytest.raises(ValueError, match=r"rows\[4\] has the label 'maybe', this model has the classes 0 \(no\)"):
+        evaluate_classes(model, processor, [*judged[:4], {**judged[4], "label": "maybe"}])
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "missing"),
+    [
+        ("entailment", {"image": "a.jpg", "text": "a"}, "'label'"),
+        ("entailment", {"image": "a.jpg", "label": 0}, "'text'"),
+        ("reasoning", {"image": "a.jpg", "label": 0, "text": "a"}, "'image_second'"),
+    ],
+)
+def test_rows_without_what_is_judged(task, row, missing):
+    with pytest.raises(ValueError, match=rf"rows\[0\] \(a\.jpg\) needs {missing}"):
+        check(task, [row])
+    with pytest.raises(ValueError, match="rows is empty"):
+        check(task, [])
 
 
 def test_a_question_without_an_answer():

@@ -7,7 +7,7 @@ from golden import Golden
 from golden_albef import check_tokens
 from golden_fusion import Recorder, check_gradients, check_teacher
 
-from hfvlm import AlbefForImageClassification, AlbefForImageTextRetrieval, answering
+from hfvlm import AlbefForImageClassification, AlbefForImageTextRetrieval, AlbefForTextAssignment, answering
 from hfvlm.conversion import convert_albef, convert_blip
 
 
@@ -126,5 +126,11 @@ def albef_from_pretraining(golden: Golden, monkeypatch, tmp_path) -> None:
             golden.leave_out(start + key, "an input here")
     golden.check("VE.prediction", entailment(**batch).logits)
     golden.check("VE.image_embeds_m_cls", entailment.teacher_vision_model(batch["pixel_values"]).pooler_output)
-    for name in [name for name in golden.outputs if name.startswith("Pretrain_nlvr.")]:
-        golden.leave_out(name, "of the text assignment before NLVR2, which has no head here")
+
+    assignment = AlbefForTextAssignment.from_pretrained(tmp_path)
+    for name in ("weight", "bias"):
+        filled = f"Pretrain_nlvr.filled.ta_head.{name}"
+        getattr(assignment.ta_head, name).data.copy_(golden.outputs[filled])
+        golden.leave_out(filled, "an input here")
+    own = torch.arange(len(batch["pixel_values"]))
+    golden.check("Pretrain_nlvr.pred", assignment(**batch, image_pairs=torch.stack([own, own.flip(0)], dim=1)).logits)

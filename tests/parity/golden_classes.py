@@ -8,11 +8,13 @@ from golden_albef import build as build_albef
 from golden_albef import check_tokens
 from golden_blip_pairs import build as build_blip
 from golden_blip_pairs import texts
-from golden_fusion import check_gradients, check_teacher, tower_fields
+from golden_fusion import Recorder, check_gradients, check_teacher, tower_fields
 
 import hfvlm
 from hfvlm.conversion import convert_albef, convert_blip
 from hfvlm.conversion.checkpoint import read_checkpoint
+from hfvlm.losses import text_assignment
+from hfvlm.models.albef import assignment_albef
 
 
 def inputs_of(golden: Golden) -> dict[str, torch.Tensor]:
@@ -58,6 +60,44 @@ def distilled(golden: Golden, monkeypatch, tmp_path) -> None:
         if any(name.startswith(f"{step}.grad.") for name in golden.outputs):
             check_gradients(golden, f"{step}.grad.", gradients_of(model, keys))
     golden.check("eval.prediction", build_albef(golden).eval()(**inputs_of(golden)).logits)
+
+
+def assigned(golden: Golden, monkeypatch, tmp_path) -> None:
+    """The text assignment before NLVR2, one pass with the recorded draws."""
+    model = build_albef(golden).train()
+    release = read_checkpoint(golden.checkpoint).tensors
+    replay_pairs(golden, monkeypatch)
+    made = Recorder(monkeypatch, assignment_albef, "assignment_weights", "draw_pairs")
+    outputs = model(**inputs_of(golden))
+    monkeypatch.undo()
+    golden.check("tpt.weights", made.made["assignment_weights"][0])
+    golden.check("tpt.labels", made.made["draw_pairs"][0][1])
+    for i in (0, 1):
+        golden.check(f"tpt.image{i}_idx", outputs.image_pairs[:, i])
+    golden.check("tpt.pred", outputs.logits)
+    golden.check("tpt.loss", outputs.loss)
+    outputs.loss.backward()
+    head = convert_albef.head_of(release)
+    gradients = gradients_of(model, lambda tensors: convert_albef.to_release_keys(tensors, head, release))
+    check_gradients(golden, "tpt.grad.", gradients)
+
+
+def replay_pairs(golden: Golden, monkeypatch) -> None:
+    """The original draws text by text: whether the own image is shown, then another and the slot, or two others."""
+    names = sorted(name for name in golden.outputs if name.startswith("tpt.draw_"))
+    recorded = iter([golden.outputs[name] for name in names])
+    kinds, slots, others = [], [], []
+    for _ in golden.inputs["image"]:
+        kinds.append(next(recorded))
+        drawn = next(recorded)
+        others.append(drawn.expand(2))
+        slots.append(next(recorded) if len(drawn) == 1 else torch.zeros(1))
+    assert next(recorded, None) is None
+    flips, drawn = torch.stack([torch.cat(kinds), torch.cat(slots)]), iter(torch.stack(others, dim=1))
+    monkeypatch.setattr(text_assignment, "draw", lambda weights: next(drawn))
+    monkeypatch.setattr(torch, "rand", lambda *args, **kwargs: flips)
+    for name in names:
+        golden.leave_out(name, "replayed")
 
 
 def gradients_of(model: torch.nn.Module, keys: Callable) -> dict[str, torch.Tensor]:

@@ -27,6 +27,7 @@ COMPARISONS = {
     "blip_nlvr": golden_classes.merged,
     "blip_nlvr_from_base": golden_classes.merged_from_base,
     "albef_pretrain": golden_albef.pretraining,
+    "albef_pretrain_nlvr": golden_classes.assigned,
     "albef_retrieval": golden_albef.retrieval,
     "albef_from_pretrain": golden_answers.albef_from_pretraining,
     "albef_vqa": golden_answers.albef,

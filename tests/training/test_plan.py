@@ -275,6 +275,21 @@ def test_classes_of_images_and_texts(recipe, read, mistakes, data, processors, t
     assert "row 0, column 'label' must hold the number of a class, 0 or above, got 'yes'" in mistakes(recipe)[0]
 
 
+def test_texts_are_assigned_to_images(recipe, read, mistakes, processors):
+    recipe |= {"task": "text-assignment", "samples": 3}
+    assert mistakes(recipe)[0].startswith("task: BLIP has no head for text-assignment; it learns captioning, ")
+    recipe |= {"processor": processors["albef"]}
+    recipe["model"]["architecture"] = "albef"
+    shown = []
+    plan = prepare(read(recipe))
+    before = {name: getattr(plan.model, name).weight.clone() for name in ("ta_head", "vision_proj")}
+    after = weights(plan.train(shown.append))
+    assert not torch.equal(after["ta_head.weight"], before["ta_head"])
+    assert torch.equal(after["vision_proj.weight"], before["vision_proj"])
+    assert len(shown) == 6 and "(data: 'the first image')" in shown[0] and "(data: 'neither image')" in shown[2]
+    assert "alpha: is a momentum teacher's say" in mistakes({**recipe, "alpha": 0.4, "output": "new"})[0]
+
+
 def test_evaluation_needs_data(recipe, mistakes):
     recipe["training"]["eval_strategy"] = "epoch"
     del recipe["data"]["evaluation"]

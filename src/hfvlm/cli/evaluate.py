@@ -27,6 +27,8 @@ class Task(str, Enum):
     """Values of TASK."""
 
     captioning = "captioning"
+    entailment = "entailment"
+    reasoning = "reasoning"
     retrieval = "retrieval"
     vqa = "vqa"
 
@@ -35,7 +37,18 @@ class Task(str, Enum):
 ALL = "all"
 
 #: what a row is called
-_ROWS = {Task.captioning: "images", Task.retrieval: "images", Task.vqa: "questions"}
+_ROWS = {
+    Task.captioning: "images",
+    Task.entailment: "texts",
+    Task.reasoning: "statements",
+    Task.retrieval: "images",
+    Task.vqa: "questions",
+}
+#: the heads that choose classes
+_CLASSIFIERS = {
+    Task.entailment: "AutoModelForVisualEntailment",
+    Task.reasoning: "AutoModelForVisualReasoning",
+}
 
 
 def _read(task: Task, data: Path, split: str, limit: int | None) -> list[dict[str, Any]]:
@@ -44,11 +57,15 @@ def _read(task: Task, data: Path, split: str, limit: int | None) -> list[dict[st
         hint = "" if not data.is_dir() else ", but a folder: name the file in it"
         raise ValueError(f"--data {data}: no such file{hint}")
     from hfvlm.data.captions import read_captions
+    from hfvlm.data.judgements import SECOND, read_judgements
     from hfvlm.data.questions import read_questions
 
-    read = read_questions if task is Task.vqa else read_captions
-    rows = read(data, None if split == ALL else split)[:limit]
-    missing = [row["image"] for row in rows if not row["image"].is_file()]
+    read, options = read_questions if task is Task.vqa else read_captions, {}
+    if task in _CLASSIFIERS:
+        read, options = read_judgements, {"two_images": task is Task.reasoning}
+    rows = read(data, None if split == ALL else split, **options)[:limit]
+    images = ("image", SECOND) if task is Task.reasoning else ("image",)
+    missing = [row[name] for row in rows for name in images if not row[name].is_file()]
     if missing:
         raise ValueError(f"--data {data}: images of {len(missing)} of {len(rows)} rows are missing, as {missing[0]}")
     return rows
@@ -64,13 +81,37 @@ def _pipeline(task: str, model: str | None, dtype: str, trust_remote_code: bool)
     return pipeline(task, name, device=device, dtype=precision, trust_remote_code=trust_remote_code)
 
 
+def _classifier(task: Task, model: str | None, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """The head that a task is of, without its teacher, and its processor."""
+    if model is None:
+        raise typer.BadParameter(f"is needed: there is no built-in model for {task.value}", param_hint="--model")
+    check_model_name(model)
+    from transformers import AutoConfig, AutoProcessor
+
+    from hfvlm.pipelines.loading import load_whole
+    from hfvlm.registry import auto_class
+
+    device, precision = choose_device(dtype)
+    options = {"trust_remote_code": trust_remote_code}
+    if hasattr(AutoConfig.from_pretrained(model, **options), "momentum"):
+        options["momentum"] = None
+    head = load_whole(auto_class(_CLASSIFIERS[task]), model, dtype=precision, **options).to(device)
+    return head, AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
+
+
 def evaluate(
-    task: Annotated[Task, typer.Argument(metavar="TASK", help="captioning, retrieval or vqa.", show_default=False)],
+    task: Annotated[
+        Task,
+        typer.Argument(
+            metavar="TASK", help="captioning, entailment, reasoning, retrieval or vqa.", show_default=False
+        ),
+    ],
     data: Annotated[
         Path,
         typer.Option(
-            help='Rows, a JSON object a line: {"image", "captions", "split"}, or for vqa {"image", "question", '
-            '"answer" or "answers", "split"}; images are relative to the file.'
+            help='Rows, a JSON object a line: {"image", "captions", "split"}; for vqa {"image", "question", '
+            '"answer" or "answers", "split"}; for entailment {"image", "text", "label", "split"}, and for reasoning '
+            'with an "image_second". Images are relative to the file.'
         ),
     ],
     model: Annotated[
@@ -83,7 +124,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="The scores as one JSON object.")] = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Score a model: BLEU, ROUGE-L and CIDEr of its captions, recall of retrieval, or accuracy of its answers.
+    """Score a model: BLEU, ROUGE-L and CIDEr of its captions, recall of retrieval, accuracy of its answers or classes.
 
     All scores are shares from 0 to 1, but CIDEr, which goes to 10. An image that cannot be read ends the evaluation.
     """
@@ -98,6 +139,10 @@ def evaluate(
         embedder = load_embedder(model, dtype.value, trust_remote_code, batch_size)
         with report.bar:
             scores = tasks.evaluate_retrieval(embedder, rows, **options)
+    elif task in _CLASSIFIERS:
+        head, processor = _classifier(task, model, dtype.value, trust_remote_code)
+        with report.bar:
+            scores = tasks.evaluate_classes(head, processor, rows, batch_size, **options)
     else:
         name = {Task.captioning: "image-to-text", Task.vqa: "visual-question-answering"}[task]
         pipe = _pipeline(name, model, dtype.value, trust_remote_code)

@@ -2,9 +2,11 @@
 
 import json
 import warnings
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from PIL import Image
 from rich.text import Text
 
 from hfvlm.cli.console import print_line, stdout
@@ -18,6 +20,12 @@ def match(
     model: Annotated[
         str, typer.Option(help="Folder or Hub name of a retrieval model that judges pairs (ALBEF, BLIP).")
     ],
+    map: Annotated[
+        Path | None, typer.Option(help="Also draw where in the image the best text is (.png); red is most.")
+    ] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="The text tower's layer that --map shows; left out: two thirds up.")
+    ] = None,
     dtype: Precision = Dtype.auto,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -26,14 +34,21 @@ def match(
     warnings.simplefilter("ignore")  # they speak to programmers; what is wrong with an image becomes an error
     if not all(text.strip() for text in texts):
         raise typer.BadParameter("is empty: say what the image may show", param_hint="TEXT")
+    if map is not None and (map.suffix.lower() != ".png" or not map.parent.is_dir()):
+        raise typer.BadParameter(f"{map}: must be a .png in a folder that is there", param_hint="--map")
+    if layer is not None and map is None:
+        raise typer.BadParameter("needs --map, which it is for", param_hint="--layer")
     picture = open_image(image)  # before anything else takes time
     check_model_name(model)
     from hfvlm.pipelines import pipeline
 
     device, precision = choose_device(dtype.value)
     pipe = pipeline("image-text-matching", model, device=device, dtype=precision, trust_remote_code=trust_remote_code)
+    rows = sorted(pipe(picture, text=texts), key=lambda row: -row["score"])
+    if map is not None:
+        _draw(map, picture, rows[0]["text"], pipe, layer)
     console = stdout()
-    for row in sorted(pipe(picture, text=texts), key=lambda row: -row["score"]):
+    for row in rows:
         if as_json:
             print_line(json.dumps({"image": image, **row}))
         elif console.is_terminal:
@@ -41,3 +56,17 @@ def match(
             console.print(Text.assemble(score, f"  {row['similarity']:6.3f}  ", row["text"]), soft_wrap=True)
         else:
             print_line(f"{row['score']:.3f}  {row['similarity']:6.3f}  {row['text']}")
+
+
+def _draw(path: Path, picture: Image.Image, text: str, pipe: Any, layer: int | None) -> None:
+    """Writes the picture with a map of the text over it."""
+    from hfvlm.data.captions import reading_options
+    from hfvlm.data.files import replacing
+    from hfvlm.grounding import draw_map, ground
+
+    inputs = pipe.processor(images=[picture], text=[text], **reading_options(pipe.processor))
+    inputs = {name: value.to(pipe.device) for name, value in inputs.items()}
+    inputs["pixel_values"] = inputs["pixel_values"].to(pipe.model.dtype)
+    drawn = draw_map(picture, ground(pipe.model, layer=layer, **inputs).text[0])
+    with replacing(path) as new:
+        drawn.save(new)

@@ -1,19 +1,25 @@
 """Evaluators of tasks: a model's outputs on rows of data, and their scores."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from hfvlm.data.classes import ClassCollator
+from hfvlm.data.judgements import SECOND, class_numbers
 from hfvlm.embedder import Embedder
 from hfvlm.evaluation import metric
 from hfvlm.evaluation.retrieval import recall_of_embeddings
+from hfvlm.images import open_image
 
 
 #: is told how many rows are done, of how many
 Progress = Callable[[int, int], None]
 
-#: task -> the metrics that it is scored with, beside recall
+#: tasks whose rows have the class of a text
+JUDGING = ("entailment", "reasoning")
+#: task -> the metrics that it is scored with, beside recall and accuracy
 METRICS_OF = {"captioning": ("bleu", "rouge_l", "cider"), "vqa": ("vqa_accuracy",)}
 
 
@@ -21,7 +27,7 @@ def check(task: str, rows: Sequence[dict[str, Any]]) -> None:
     """What can be said before there is a model.
 
     Args:
-        task: "captioning", "retrieval" or "vqa".
+        task: "captioning", "retrieval", "vqa", "entailment" or "reasoning".
         rows: as its evaluator takes them.
 
     Raises:
@@ -30,7 +36,10 @@ def check(task: str, rows: Sequence[dict[str, Any]]) -> None:
     """
     for name in METRICS_OF.get(task, ()):
         metric(name)
-    _references(rows, "answers" if task == "vqa" else "captions")
+    if task in JUDGING:
+        _check_judged(rows, task == "reasoning")
+    else:
+        _references(rows, "answers" if task == "vqa" else "captions")
 
 
 def evaluate_captioning(
@@ -129,6 +138,64 @@ def evaluate_vqa(
             answers.append(output[0]["answer"])
         _tell(progress, len(answers), len(rows))
     return metric("vqa_accuracy").compute(predictions=answers, references=references)
+
+
+@torch.inference_mode()
+def evaluate_classes(
+    model: Any,
+    processor: Any,
+    rows: Sequence[dict[str, Any]],
+    batch_size: int = 8,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """`accuracy` of the classes that a model takes for the likeliest.
+
+    Args:
+        model: a head that chooses the class of an image and a text (entailment), or of two images and a text (visual
+            reasoning); it is put into evaluation mode.
+        processor: its own.
+        rows: `{"image": ..., "text": ..., "label": a number or a name}` with an `"image_second"` where a text is about
+            two, as `read_judgements` gives them.
+        batch_size: texts at a time.
+
+    Raises:
+        ImageError: an image that cannot be used, by name.
+        ValueError: no rows, one without a text, an image or a label, or with a label that the model does not know.
+    """
+    two_images = "pixel_values_second" in inspect.signature(model.forward).parameters
+    _check_judged(rows, two_images)
+    names = ("image", SECOND) if two_images else ("image",)
+    expected = class_numbers([row["label"] for row in rows], model.config.id2label)
+    collate, right = ClassCollator(processor), 0
+    model.eval()
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        numbers = expected[start : start + batch_size]
+        batch = collate(
+            [
+                {**{name: open_image(row[name]) for name in names}, "text": row["text"], "label": number}
+                for row, number in zip(part, numbers)
+            ]
+        )
+        labels = batch.pop("labels")
+        inputs = {
+            name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+            for name, value in batch.items()
+        }
+        right += int((model(**inputs).logits.argmax(dim=-1).cpu() == labels).sum())
+        _tell(progress, start + len(part), len(rows))
+    return {"accuracy": right / len(rows)}
+
+
+def _check_judged(rows: Sequence[dict[str, Any]], two_images: bool) -> None:
+    """Whether there are rows, and whether each has what is judged."""
+    if not len(rows):
+        raise ValueError("rows is empty: there is nothing to evaluate")
+    needed = ("image", *([SECOND] if two_images else []), "text", "label")
+    for number, row in enumerate(rows):
+        missing = [name for name in needed if row.get(name) is None]
+        if missing:
+            raise ValueError(f"rows[{number}] ({row.get('image')}) needs {' and '.join(map(repr, missing))}")
 
 
 def _references(rows: Sequence[dict[str, Any]], name: str) -> list[list[str]]:

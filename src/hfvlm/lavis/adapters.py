@@ -33,12 +33,12 @@ class LavisModel(nn.Module):
     def tokenizer(self) -> Any:
         return self.processor.tokenizer
 
-    def images(self, samples: dict[str, Any]) -> torch.Tensor:
-        """`samples["image"]`, `[images, channels, h, w]`, where the model is."""
-        pixels = self._given(samples, "image")
+    def images(self, samples: dict[str, Any], name: str = "image") -> torch.Tensor:
+        """`samples[name]`, `[images, channels, h, w]`, where the model is."""
+        pixels = self._given(samples, name)
         if pixels.ndim != 4:
             raise ValueError(
-                f"samples['image'] must be [images, channels, h, w], got {list(pixels.shape)}: unsqueeze(0) for one"
+                f"samples[{name!r}] must be [images, channels, h, w], got {list(pixels.shape)}: unsqueeze(0) for one"
             )
         return pixels.to(self.device, self.head.dtype)
 
@@ -49,6 +49,14 @@ class LavisModel(nn.Module):
         limit = min(self.max_txt_len or self.tokenizer.model_max_length, self.tokenizer.model_max_length)
         tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
         return {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}
+
+    def alpha(self, samples: dict[str, Any], epochs: int) -> float | None:
+        """The teacher's say, which grows over the first epochs, where the samples tell how far training is; None: the
+        config's, or there is no teacher."""
+        if not getattr(self.head, "taught_parts", ()) or "num_iters_per_epoch" not in samples:
+            return None
+        steps = samples["num_iters_per_epoch"]
+        return self.head.config.alpha * min(1.0, (samples["epoch"] * steps + samples["iters"]) / (epochs * steps))
 
     @staticmethod
     def _given(samples: dict[str, Any], name: str) -> Any:
@@ -166,10 +174,7 @@ class Retriever(Matcher):
         """
         if match_head is not None:
             return super().forward(samples, match_head)
-        alpha = None
-        if self.head.config.momentum is not None and "num_iters_per_epoch" in samples:
-            steps = samples["num_iters_per_epoch"]
-            alpha = self.head.config.alpha * min(1.0, (samples["epoch"] * steps + samples["iters"]) / (2 * steps))
+        alpha = self.alpha(samples, 2)
         ids = samples.get("image_id")
         ids = None if ids is None else torch.as_tensor(ids, device=self.device).view(-1)
         pixels = self.images(samples)

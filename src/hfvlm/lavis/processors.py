@@ -58,6 +58,14 @@ class CleanText:
         return self.prompt + " ".join(words[:MAX_WORDS])
 
 
+class CleanQuestion:
+    """A question in small letters, without most punctuation but its question mark, of 50 words at most."""
+
+    def __call__(self, item: str) -> str:
+        words = re.sub(r"[.!\"()*#:;~]", "", item.lower()).rstrip(" ").split(" ")
+        return " ".join(words[:MAX_WORDS])
+
+
 def processors_of(entry: Entry, processor: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The image and the text processors of a model, each for "train" and for "eval".
 
@@ -65,10 +73,12 @@ def processors_of(entry: Entry, processor: Any) -> tuple[dict[str, Any], dict[st
         processor: the model's own.
     """
     images = processor.image_processor
+    clean = CleanQuestion if entry.asks else CleanText
+    train = CleanQuestion() if entry.asks else CleanText(entry.prompt)
     return (
         {"train": ImageToPixels(images, train=True) if entry.trains else unchanged, "eval": ImageToPixels(images)},
         {
-            "train": CleanText(entry.prompt) if entry.trains else unchanged,
-            "eval": CleanText() if entry.cleans else unchanged,
+            "train": train if entry.trains else unchanged,
+            "eval": clean() if entry.cleans else unchanged,
         },
     )

@@ -10,6 +10,8 @@ from hfvlm.lavis.adapters import (
     Matcher,
     Retriever,
 )
+from hfvlm.lavis.answering import Answerer, BlipAnswerer
+from hfvlm.lavis.classifying import Classifier, Reasoner
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Entry:
         trains: LAVIS says how to prepare images and texts for training.
         prompt: before each text in training.
         cleans: texts are lowered and rid of punctuation.
+        asks: texts are questions, whose punctuation leaves no space behind.
     """
 
     adapter: type[LavisModel]
@@ -34,6 +37,7 @@ class Entry:
     trains: bool = False
     prompt: str = ""
     cleans: bool = True
+    asks: bool = False
 
 
 _BLIP = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models"
@@ -41,7 +45,10 @@ _ALBEF = "https://storage.googleapis.com/sfr-pcl-data-research/ALBEF/ALBEF.pth"
 _LAVIS_ALBEF = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/ALBEF"
 _OPENAI = "https://openaipublic.azureedge.net/clip/models"
 _RN50 = f"{_OPENAI}/afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt"
+_LAVIS_BLIP = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP"
 _RETRIEVAL = "AutoModelForImageTextRetrieval"
+_ANSWERS = "AutoModelForVisualQuestionAnswering"
+_REASONING = "AutoModelForVisualReasoning"
 #: the Hub has BLIP's release; for base_coco, coco and flickr LAVIS fine-tuned anew, and other captions may come
 MODELS = {
     "blip_caption": Entry(
@@ -74,6 +81,20 @@ MODELS = {
         35,
         trains=True,
     ),
+    "blip_vqa": Entry(
+        BlipAnswerer,
+        "blip",
+        _ANSWERS,
+        {
+            "vqav2": f"{_BLIP}/model_base_vqa_capfilt_large.pth",
+            "okvqa": f"{_LAVIS_BLIP}/blip_okvqa.pth",
+            "aokvqa": f"{_LAVIS_BLIP}/blip_aokvqa.pth",
+        },
+        35,
+        trains=True,
+        asks=True,
+    ),
+    "blip_nlvr": Entry(Reasoner, "blip", _REASONING, {"nlvr": f"{_BLIP}/model_base_nlvr.pth"}, trains=True),
     "albef_feature_extractor": Entry(FusionFeatureExtractor, "albef", "AutoModel", {"base": _ALBEF}),
     "albef_retrieval": Entry(
         Retriever,
@@ -81,6 +102,20 @@ MODELS = {
         _RETRIEVAL,
         {name: f"{_LAVIS_ALBEF}/albef_{name}_retrieval_lavis.pt" for name in ("coco", "flickr")},
         30,
+        trains=True,
+    ),
+    "albef_vqa": Entry(
+        Answerer, "albef", _ANSWERS, {"vqav2": f"{_LAVIS_ALBEF}/albef_vqav2_lavis.pt"}, 25, trains=True, asks=True
+    ),
+    "albef_nlvr": Entry(
+        Reasoner, "albef", _REASONING, {"nlvr": f"{_LAVIS_ALBEF}/albef_nlvr_lavis.pt"}, 40, trains=True
+    ),
+    "albef_classification": Entry(
+        Classifier,
+        "albef",
+        "AutoModelForVisualEntailment",
+        {"ve": f"{_LAVIS_ALBEF}/albef_snli_ve_lavis.pt"},
+        40,
         trains=True,
     ),
     "clip_feature_extractor": Entry(

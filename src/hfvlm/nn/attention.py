@@ -207,7 +207,7 @@ class CrossAttention(_MultiHead):
         query = query.view(n, slots * length, self.num_heads, self.head_dim).transpose(1, 2)
         context, weights = attend(self, query, key, value, memory_mask, self.dropout, **kwargs)
         context = context.reshape(n * slots, length, dim)
-        if weights is not None:
+        if weights is not None and slots > 1:  # of one text an image they stay what the context was made with
             weights = weights.unflatten(2, (slots, length)).transpose(1, 2).flatten(0, 1)
         if groups is not None:
             context, weights = groups.collect(context), None if weights is None else groups.collect(weights)

@@ -8,6 +8,7 @@ import torch
 
 from hfvlm.data.captions import CaptionCollator, GroupedPairCollator
 from hfvlm.data.classes import ClassCollator
+from hfvlm.losses.text_assignment import assigned
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,18 @@ def likeliest_classes(model: Any, processor: Any, items: list[dict], max_length:
     return [(names[said], names[item["label"]]) for said, item in zip(chosen, items, strict=True)]
 
 
+def assigned_images(model: Any, processor: Any, items: list[dict], max_length: int | None) -> list[tuple[str, str]]:
+    """Which of two images the model takes each item's first text to be about, and which it is; the others are the most
+    similar of the items'."""
+    batch = GroupedPairCollator(processor, max_length)([{**item, "captions": item["captions"][:1]} for item in items])
+    names = ("pixel_values", "input_ids", "attention_mask", "image_ids")
+    outputs = model(**{name: batch[name].to(model.device) for name in names}, return_loss=True)
+    own = torch.arange(len(items), device=outputs.logits.device)
+    right = assigned(outputs.image_pairs, own).tolist()
+    names = ("the first image", "the second image", "neither image")
+    return [(names[said], names[label]) for said, label in zip(outputs.logits.argmax(dim=-1).tolist(), right)]
+
+
 PHOTOS = {
     "image": Column("image", ("image",)),
     "captions": Column("texts", ("captions", "caption")),
@@ -103,6 +116,9 @@ TASKS = {
     "entailment": Task("AutoModelForVisualEntailment", CLASSES, ClassCollator, JUDGED, likeliest_classes),
     "pretraining": Task("AutoModelForPreTraining", PAIRS, GroupedPairCollator, PHOTOS, nearest_texts),
     "retrieval": Task("AutoModelForImageTextRetrieval", PAIRS, GroupedPairCollator, PHOTOS, nearest_texts),
+    "text-assignment": Task(
+        "AutoModelForTextAssignment", (*PAIRS, "image_pairs"), GroupedPairCollator, PHOTOS, assigned_images
+    ),
     "visual-reasoning": Task(
         "AutoModelForVisualReasoning",
         (*CLASSES, "pixel_values_second"),

@@ -11,8 +11,11 @@ register(
     heads={
         "AutoModel": f"{__name__}.modeling_albef:AlbefModel",
         "AutoModelForPreTraining": f"{__name__}.pretraining_albef:AlbefForPreTraining",
+        "AutoModelForTextAssignment": f"{__name__}.assignment_albef:AlbefForTextAssignment",
         "AutoModelForVisualEntailment": f"{__name__}.classes_albef:AlbefForImageClassification",
         "AutoModelForVisualReasoning": f"{__name__}.classes_albef:AlbefForVisualReasoning",
+        # the same, by a class that transformers has: its pipelines can be asked for nothing else
+        "AutoModelForSequenceClassification": f"{__name__}.classes_albef:AlbefForVisualReasoning",
         "AutoModelForImageTextRetrieval": f"{__name__}.pretraining_albef:AlbefForImageTextRetrieval",
         # the same, by a class that transformers has: its pipelines can be asked for nothing else
         "AutoModelForZeroShotImageClassification": f"{__name__}.pretraining_albef:AlbefForImageTextRetrieval",
@@ -30,6 +33,10 @@ register(
         "visual-question-answering": (
             "hfvlm.pipelines.visual_question_answering:VisualQuestionAnsweringPipeline",
             "AutoModelForVisualQuestionAnswering",
+        ),
+        "visual-reasoning": (
+            "hfvlm.pipelines.visual_reasoning:VisualReasoningPipeline",
+            "AutoModelForSequenceClassification",
         ),
     },
 )

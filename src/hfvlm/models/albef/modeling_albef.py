@@ -8,10 +8,12 @@ from hfvlm.fusion import FusionModel, FusionPreTrainedModel
 from hfvlm.models.albef.configuration_albef import AlbefConfig
 
 
-#: what another head's folder holds beside retrieval, features, a head that chooses classes, and one that answers
-NOT_MATCHING = (r"^text_decoder\.", r"^lm_head\.", r"^teacher_", r"^(image|text)_queue\.")
+#: what another head's folder holds beside retrieval, features, a head that chooses classes, one that
+#: assigns texts, and one that answers
+NOT_MATCHING = (r"^text_decoder\.", r"^lm_head\.", r"^teacher_", r"^(image|text)_queue\.", r"^ta_head\.")
 NOT_FEATURES = (*NOT_MATCHING, r"^itm_head\.", r"^temp$", r"^cls_head\.", r"^text_model\.second_layers\.")
 NOT_CLASSES = (*NOT_MATCHING, r"^itm_head\.", r"^temp$", r"^vision_proj\.", r"^text_proj\.")
+NOT_ASSIGNING = (*NOT_MATCHING[:-1], r"^itm_head\.", r"^temp$", r"^text_proj\.", r"^cls_head\.")
 NOT_ANSWERING = (*NOT_FEATURES[1:], r"^vision_proj\.", r"^text_proj\.")
 
 

@@ -14,6 +14,8 @@ register(
         "AutoModelForPreTraining": f"{__name__}.pretraining_blip:BlipForPreTraining",
         "AutoModelForVisualEntailment": f"{__name__}.classes_blip:BlipForImageClassification",
         "AutoModelForVisualReasoning": f"{__name__}.classes_blip:BlipForVisualReasoning",
+        # the same, by a class that transformers has: its pipelines can be asked for nothing else
+        "AutoModelForSequenceClassification": f"{__name__}.classes_blip:BlipForVisualReasoning",
         "AutoModelForImageTextRetrieval": f"{__name__}.pretraining_blip:BlipForImageTextRetrieval",
         # the same, by a class that transformers has: its pipelines can be asked for nothing else
         "AutoModelForZeroShotImageClassification": f"{__name__}.pretraining_blip:BlipForImageTextRetrieval",
@@ -32,6 +34,10 @@ register(
         "visual-question-answering": (
             "hfvlm.pipelines.visual_question_answering:VisualQuestionAnsweringPipeline",
             "AutoModelForVisualQuestionAnswering",
+        ),
+        "visual-reasoning": (
+            "hfvlm.pipelines.visual_reasoning:VisualReasoningPipeline",
+            "AutoModelForSequenceClassification",
         ),
     },
 )
