@@ -197,7 +197,7 @@ def main() -> None:
     scored = held_out if args.split == "held-out" else test
     candidates = list(dict.fromkeys(answer for row in everything for answer in row["answers"]))
     found = answer(model.eval(), collator, AskedMaps(maps[:1], numbers, scored), candidates, recipe["ranking"])
-    found.update(guesses(everything, scored))
+    found.update(guesses(rows if scored is held_out else everything, scored))
     references, accuracy = [row["answers"] for row in scored], metric("vqa_accuracy")
     scores = {
         name: round(accuracy.compute(predictions=answers, references=references)["vqa_accuracy"], 4)
