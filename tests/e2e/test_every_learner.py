@@ -1,5 +1,6 @@
 """The stock `Trainer` trains every head that has a loss: it resumes where it stopped, accumulates, and evaluates."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,24 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def build_trainer(head: Head, output: Path, **arguments: Any) -> Trainer:
-    """The same model, data and order each time; `arguments` are of `TrainingArguments`."""
-    model = head.model()
+def build_trainer(
+    head: Head,
+    output: Path,
+    data: list[dict[str, Any]] | None = None,
+    data_collator: Callable = collate,
+    config: dict[str, Any] | None = None,
+    **arguments: Any,
+) -> Trainer:
+    """The same model, data and order each time.
+
+    Args:
+        data, data_collator: rows, and what makes batches of them; random ones that the head learns from if left out.
+        config: fields of the model's config.
+        arguments: of `TrainingArguments`.
+    """
+    model = head.model(**(config or {}))
     set_seed(0)
-    data = rows_of(to_learn(model, tiny_batch(model, images=16)))
+    data = data or rows_of(to_learn(model, tiny_batch(model, images=16)))
     defaults = {
         "max_steps": 4,
         "per_device_train_batch_size": 4,
@@ -43,7 +57,7 @@ def build_trainer(head: Head, output: Path, **arguments: Any) -> Trainer:
         TrainingArguments(str(output), **{**defaults, **arguments}),
         train_dataset=data,
         eval_dataset=data[:6],
-        data_collator=collate,
+        data_collator=data_collator,
     )
 
 

@@ -18,12 +18,14 @@ from tiny import WORDS, tiny_model, tiny_processor
 from torch import nn
 from transformers import AutoModel, BertConfig, BertModel, BertTokenizer, Trainer, default_data_collator
 
-from hfvlm import AlignModel, BlipForConditionalGeneration, ClipModel, MocoForPreTraining
+from hfvlm import AlignModel, BlipForConditionalGeneration, ClipModel, MocoForPreTraining, pipeline
 from hfvlm.conversion.efficientnet import RULES
 from hfvlm.conversion.rules import apply, invert
 from hfvlm.data.captions import read_captions
+from hfvlm.data.questions import read_questions
 from hfvlm.encoders.configuration import EfficientNetTowerConfig
 from hfvlm.encoders.efficientnet import EfficientNetTower
+from hfvlm.evaluation.tasks import evaluate_vqa
 
 
 ROOT = Path(__file__).parents[2]
@@ -34,9 +36,9 @@ COLOURS = {"dog": "brown", "child": "blue"}
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Photos of a brown dog or a blue child, five captions each, as the examples want them."""
+    """Photos of a brown dog or a blue child, five captions and two questions each, as the examples want them."""
     folder = tmp_path_factory.mktemp("photos")
-    rows = []
+    rows, questions = [], []
     for split, number in PHOTOS.items():
         for i in range(number):
             thing, colour = list(COLOURS.items())[i % 2]
@@ -46,6 +48,9 @@ def data(tmp_path_factory) -> Path:
                 f"a {colour} {thing} {verb} on the grass ." for verb in ("runs", "sits", "stands", "jumps", "is")
             ]
             rows.append({"image": name, "captions": captions, "split": split})
+            asked = {f"what color is the {thing}": {"answer": colour}, "what is it": {"answers": [thing] * 4}}
+            questions += [{"image": name, "question": q, **answer, "split": split} for q, answer in asked.items()]
+    (folder / "vqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
     (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -189,6 +194,19 @@ def test_captioner(data, weights, example, tmp_path):
     example("evaluate_retrieval", "--data", data, "--model", tmp_path / "blip" / "model", "--rerank", 2)
     written = BlipForConditionalGeneration.from_pretrained(tmp_path / "blip" / "model")
     assert written.generation_config.num_beams == 3
+
+    stages_of_answers = {"answers": {**STAGE, "batch_size": 2}}
+    shorter = short_recipe("daquar_vqa", tmp_path, held_out=0.25, ranking=3, stages=stages_of_answers)
+    answerer = ["--data", data, "--captioner", tmp_path / "out" / "model", *minilm, "--recipe", shorter]
+    result = result_of(example("train_answerer", *answerer, "--output", tmp_path / "answerer"))
+    assert set(result) == {"written", "ranked", "commonest", "commonest of the kind", "questions", "split"}
+    assert result["questions"] == 2 * PHOTOS["test"] and result["commonest of the kind"] == 0.5
+    pipe = pipeline("visual-question-answering", str(tmp_path / "answerer" / "model"))
+    scores = evaluate_vqa(pipe, read_questions(data / "vqa.jsonl", "test"))
+    assert round(scores["vqa_accuracy"], 4) == result["written"], "the model that is saved is the one that was scored"
+    assert result_of(example("train_answerer", *answerer, "--output", tmp_path / "answerer")) == result
+    options_of_blind = ["--output", tmp_path / "blind", "--blind", "--split", "held-out"]
+    assert result_of(example("train_answerer", *answerer, *options_of_blind))["questions"] == 4
 
     example("train_captioner", *options)  # has nothing left to do, also where a stage stopped early
     again = BlipForConditionalGeneration.from_pretrained(tmp_path / "out" / "model").state_dict()

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from contract.heads import ANSWERERS, assert_close, every, tiny_batch
+from contract.heads import ANSWERERS, Head, assert_close, every, state_of, tiny_batch
 from huggingface_hub.errors import StrictDataclassError
 from tiny import tiny_model
-from torch import nn
+from torch import distributed, multiprocessing, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from hfvlm import AlbefForVisualQuestionAnswering, answer_ranking
 from hfvlm.losses import answers as answers_module
@@ -177,3 +178,38 @@ def test_the_decoder_has_the_layers_that_fuse_or_as_many_as_are_asked_for():
         assert len(ids) == 3
     with pytest.raises(StrictDataclassError, match="decoder_layers must be positive, got 0"):
         tiny_model("albef", "AutoModelForVisualQuestionAnswering", decoder_layers=0)
+
+
+def check_processes(rank: int, rendezvous: str, names: list[tuple[str, str]]) -> None:
+    """Three questions a process, with 4 answers there and 6 here; the teacher, where there is one, has its say."""
+    distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    counts = torch.tensor([2, 1, 1, 3, 1, 2])
+    for name in names:
+        head = Head(*name)
+        model, alone = head.model().train(), head.model().train()
+        batch = asked(model, 6, 6)
+        ids, mask = answer_list(model, 10)
+        labels, weights = ids.masked_fill(mask == 0, -100), torch.arange(1.0, 11.0) / 10
+        answers = slice(0, 4) if rank == 0 else slice(4, 10)
+        mine = {key: value[3 * rank : 3 * rank + 3] for key, value in {**batch, "answer_counts": counts}.items()}
+        wrapped = DistributedDataParallel(model)  # kept: gradients are averaged while it lives
+        loss = wrapped(**mine, labels=labels[answers], answer_weights=weights[answers]).loss
+        loss.backward()
+        whole = alone(**batch, labels=labels, answer_counts=counts, answer_weights=weights).loss
+        whole.backward()
+        both = loss.detach().clone()
+        distributed.all_reduce(both)
+        torch.testing.assert_close(both / 2, whole.detach())
+        gradients = [{key: p.grad for key, p in one.named_parameters() if p.requires_grad} for one in (model, alone)]
+        assert max(value.abs().max() for value in gradients[1].values()) > 1e-2, "there is something to compare"
+        assert_close(*gradients, rtol=1e-3)
+        assert_close(state_of(model), state_of(alone))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
+    """Each has as many questions, however many answers: the loss and the gradients are the mean over questions."""
+    names = [(head.model_type, head.auto_class) for head in ANSWERERS]
+    multiprocessing.spawn(check_processes, (f"file://{tmp_path}/meet", names), nprocs=2)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tiny import tiny_config, tiny_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from hfvlm import pipeline
 from hfvlm.training.mistakes import RecipeError
 from hfvlm.training.plan import Plan, prepare
 
@@ -260,8 +261,9 @@ def test_classes_of_images_and_texts(recipe, read, mistakes, data, processors, t
     recipe |= {"task": task, "processor": processors[architecture], "data": {"train": source, "evaluation": source}}
     recipe |= {"samples": 2, "captions_per_image": 1}
     recipe["model"]["architecture"] = architecture
+    unknown = "rows[2] has the label 2, this model has the classes 0 (LABEL_0), 1 (LABEL_1)"
     assert mistakes(recipe) == [
-        f"data.{place}: has class 2, the model has 2: model.config.num_labels" for place in ("train", "evaluation")
+        f"data.{place}: {unknown}: set model.config.num_labels, or its id2label" for place in ("train", "evaluation")
     ]
     recipe["model"]["config"] = {"num_labels": 3}
     shown = []
@@ -270,9 +272,69 @@ def test_classes_of_images_and_texts(recipe, read, mistakes, data, processors, t
     folder = plan.train(shown.append)
     assert plan.model.classes == 3 and not torch.equal(weights(folder)["cls_head.0.weight"], before)
     assert len(shown) == 4 and "'LABEL_" in shown[0] and "(data: 'LABEL_0')" in shown[0]
-    rows[0]["label"] = "yes"
+    for label, message in ((-1, "column 'label' must hold the number of a class, "), ("yes", "has the label 'yes', ")):
+        (tmp_path / "rows.json").write_text(json.dumps([{**rows[0], "label": label}, *rows[1:]]))
+        assert message in mistakes({**recipe, "output": str(tmp_path / "another")})[0]
+
+
+def test_classes_by_name(recipe, read, data, processors, tmp_path):
+    """As a config names them; where they are called True and False, a row may say so as JSON does."""
+    rows = [{"image": f"{i}.png", "text": "a dog", "label": name} for i, name in enumerate(("no", "maybe", "YES"))]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    assert "row 0, column 'label' must hold the number of a class, 0 or above, got 'yes'" in mistakes(recipe)[0]
+    recipe |= {"task": "entailment", "data": {"train": {"path": str(tmp_path / "rows.json"), "images": str(data)}}}
+    recipe["model"]["config"] = {"id2label": {0: "no", 1: "maybe", 2: "yes"}}
+    plan = prepare(read(recipe))
+    assert [plan.train_rows[i]["label"] for i in range(3)] == [0, 1, 2]
+    assert plan.model.classes == 3 and plan.model.config.label2id == {"no": 0, "maybe": 1, "yes": 2}
+    (tmp_path / "rows.json").write_text(json.dumps([{**rows[0], "label": label} for label in (True, False, "true")]))
+    recipe["model"]["config"] = {"id2label": {0: "False", 1: "True"}}
+    rows = prepare(read(recipe)).train_rows
+    assert [rows[i]["label"] for i in range(3)] == [1, 0, 1]
+
+
+@pytest.mark.parametrize("architecture", ["albef", "blip"])
+def test_questions_and_answers(recipe, read, mistakes, data, processors, tmp_path, architecture):
+    """Of several people and of one; a question may be one of several about an image."""
+    rows = [{"image": f"{i // 2}.png", "question": "a dog", "answers": ["red", "the cat", "red"]} for i in range(8)]
+    source = {"path": str(tmp_path / "rows.json"), "images": str(data)}
+    recipe |= {"task": "visual-question-answering", "processor": processors[architecture], "samples": 2}
+    recipe |= {"data": {"train": source, "evaluation": source}, "captions_per_image": 1}
+    recipe["model"]["architecture"] = architecture
+
+    def write(*rows: dict) -> None:
+        (tmp_path / "rows.json").write_text(json.dumps(rows))
+
+    write(*rows)
+    shown = []
+    plan = prepare(read(recipe))
+    before = plan.model.lm_head.dense.weight.clone()
+    folder = plan.train(shown.append)
+    assert not torch.equal(weights(folder)["lm_head.dense.weight"], before)
+    assert len(shown) == 4 and shown[0].startswith("step 2: 0.png: ") and shown[0].endswith("(data: 'red')")
+    answering = pipeline("visual-question-answering", str(folder))
+    assert answering(str(data / "0.png"), question="a dog", candidates=["red", "cat"])[0]["answer"] in ("red", "cat")
+    recipe |= {"output": str(tmp_path / "another")}
+    for changes, message in (
+        ({"answers": []}, "row 0, column 'answers' holds no text: leave such rows out"),
+        ({"answers": ["red", " "]}, "row 0, column 'answers' holds an empty text among others: leave it out"),
+        ({"answers": 3}, "row 0, column 'answers' must hold a text or a list of texts, got a whole number"),
+        ({"question": " "}, "row 0, column 'question' holds no text: leave such rows out"),
+        ({"image": None}, "row 0, column 'image' is empty"),
+        ({"weight": 0}, "row 0, column 'weight' must hold a number above 0, got 0"),
+    ):
+        write({**rows[0], **changes}, *rows[1:])
+        assert message in mistakes(recipe)[0]
+    for name, message in (
+        ("image", "has no column 'image', it has question, answers; say which"),
+        ("question", "has no column 'question', it has image, answers; say which"),
+        ("answers", "has no column 'answers' or 'answer', it has image, question; say which"),
+    ):
+        write({column: value for column, value in rows[0].items() if column != name})
+        assert message in mistakes(recipe)[0]
+    write(*({"image": row["image"], "question": "a dog", "answer": "red", "weight": 0.5} for row in rows))
+    plan = prepare(read(recipe))
+    batch = plan.task.collator(plan.processor, None)([plan.train_rows[0]])
+    assert batch["answer_counts"].tolist() == [1] and batch["answer_weights"].tolist() == [0.5]
 
 
 def test_texts_are_assigned_to_images(recipe, read, mistakes, processors):

@@ -9,6 +9,7 @@ import yaml
 from tiny import tiny_model, tiny_processor
 from transformers import Trainer, TrainingArguments
 
+from hfvlm.conversion.fusion_rules import CLASSES
 from hfvlm.training.plan import prepare
 from hfvlm.training.recipe import read_recipe
 
@@ -16,12 +17,38 @@ from hfvlm.training.recipe import read_recipe
 RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
 #: recipe -> learning rate after the first step of 100, and after all
 RATES = {
+    "albef_entailment": (1e-5 + 1e-5 / 9, 1e-6),
+    "albef_nlvr": (1e-5 + 1e-5 / 9, 1e-6),
     "albef_pretrain": (2e-5, 1e-5),
     "albef_retrieval": (1e-5, 1e-6),
+    "albef_text_assignment": (1e-5 + 1e-5 / 9, 2e-5),
+    "albef_vqa": (1e-5 + 1e-5 / 9, 1e-6),
     "blip_pretrain": (3e-4 / 10, 3.6e-5),
     "blip_caption": (1e-5, 0.0),
+    "blip_nlvr": (3e-5, 0.0),
     "blip_retrieval": (1e-5, 0.0),
+    "blip_vqa": (2e-5, 0.0),
 }
+#: whose folder a recipe starts from, where it is not a pretraining's
+STARTS = {
+    "albef_nlvr": "AutoModelForTextAssignment",
+    "albef_vqa": "AutoModelForVisualQuestionAnswering",
+    "blip_vqa": "AutoModelForVisualQuestionAnswering",
+}
+#: task -> the columns of its rows, as the recipes say that they are called and filled; other tasks have captions
+COLUMNS = {
+    "entailment": {"sentence": "a dog", "label": "neutral"},
+    "visual-reasoning": {"image_second": "1.png", "sentence": "a dog", "label": "True"},
+    "visual-question-answering": {"question": "a dog", "answer": ["red", "red", "the cat"], "weight": 0.5},
+}
+
+
+def write_rows(task: str, data: Path, folder: Path) -> Path:
+    """Rows of the photos as the recipes of a task want them."""
+    if task not in COLUMNS:
+        return data / "photos.jsonl"
+    (folder / "rows.json").write_text(json.dumps([{"image": f"{i}.png", **COLUMNS[task]} for i in range(4)]))
+    return folder / "rows.json"
 
 
 @pytest.mark.parametrize("name", RATES)
@@ -31,9 +58,11 @@ def test_a_tiny_model_trains_by_a_published_recipe(name, data, tmp_path):
     architecture = name.partition("_")[0]
     start, processor = tmp_path / "start", tmp_path / "processor"
     tiny_processor(architecture).save_pretrained(processor)
-    config = {"vision_config": {"image_size": 48}}
+    own = said["model"].get("config", {})
+    config = {"vision_config": {"image_size": 48}, **{name: own[name] for name in ("id2label",) if name in own}}
+    rows = write_rows(said["task"], data, tmp_path)
     if "from" in said["model"]:
-        tiny_model(architecture, "AutoModelForPreTraining").save_pretrained(start)
+        tiny_model(architecture, STARTS.get(name, "AutoModelForPreTraining")).save_pretrained(start)
         tiny_processor(architecture).save_pretrained(start)
         model = {"from": str(start), "config": config}
     else:
@@ -42,10 +71,26 @@ def test_a_tiny_model_trains_by_a_published_recipe(name, data, tmp_path):
     training = {"per_device_train_batch_size": 2, "max_steps": 2, "use_cpu": True, "save_strategy": "no"}
     training |= {"disable_tqdm": True, "logging_steps": 1}
     for place in said["data"]:
-        changes |= {f"data.{place}.path": str(data / "photos.jsonl"), f"data.{place}.images": str(data)}
+        changes |= {f"data.{place}.path": str(rows), f"data.{place}.images": str(data)}
     changes |= {f"training.{field}": value for field, value in training.items()}
     plan = prepare(read_recipe(path, {field: json.dumps(value) for field, value in changes.items()}))
+    if "from" in said["model"]:  # what is not there starts as a copy, but for the head itself
+        fresh = {line.partition(" weights of ")[2] for line in plan.fresh}
+        copies = {
+            f"teacher_{part}": part for part in getattr(plan.model, "taught_parts", ()) if f"teacher_{part}" in fresh
+        }
+        assert fresh <= {"cls_head", "ta_head", "text_model", "teacher_step", *copies}
+        for copy, part in copies.items():
+            theirs = dict(getattr(plan.model, copy).named_parameters())
+            for weight, value in getattr(plan.model, part).named_parameters():
+                assert torch.equal(theirs[weight], value), f"{copy}.{weight}"
     assert plan.train().is_dir()
+
+
+@pytest.mark.parametrize("name", ["albef_entailment", "albef_nlvr", "blip_nlvr"])
+def test_recipes_name_the_classes_in_the_order_of_the_released_checkpoints(name):
+    said = read_recipe(RECIPES / f"{name}.yaml").model["config"]["id2label"]
+    assert tuple(said[i] for i in range(len(said))) == CLASSES["entailment" if "entail" in name else "reasoning"]
 
 
 @pytest.mark.parametrize("name", RATES)

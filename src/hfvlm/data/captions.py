@@ -100,12 +100,12 @@ class CaptionedImages(Dataset):
         return {"image": random_view(image) if self.augment else image, "captions": captions, "index": index}
 
 
-def _column(items: Sequence[dict[str, Any]], name: str) -> list[Any]:
+def column(items: Sequence[dict[str, Any]], name: str) -> list[Any]:
     """One field of every item."""
     missing = next((item for item in items if name not in item), None)
     if missing is not None:
         raise ValueError(
-            f"an item has no {name!r}, only {sorted(missing)}: give the collator items of CaptionedImages, and "
+            f"an item has no {name!r}, only {sorted(missing)}: give the collator items that have one, and "
             "TrainingArguments remove_unused_columns=False, or Trainer drops what the model's forward does not name"
         )
     return [item[name] for item in items]
@@ -126,11 +126,11 @@ class CaptionCollator:
         self.processor, self.max_length = processor, max_length
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return self.batch(items, images=_column(items, "image"))
+        return self.batch(items, images=column(items, "image"))
 
     def batch(self, items: list[dict[str, Any]], **images: Any) -> dict[str, torch.Tensor]:
         """The captions of `items`, and what the processor makes of `images`."""
-        batch = self.processor(suffix=_column(items, "captions"), max_length=self.max_length, **images)
+        batch = self.processor(suffix=column(items, "captions"), max_length=self.max_length, **images)
         batch["labels"][batch["labels"] == self.processor.tokenizer.unk_token_id] = -100
         return dict(batch)
 
@@ -153,13 +153,13 @@ class PairCollator:
         self.processor, self.max_length = processor, max_length
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        return self.batch(items, images=_column(items, "image"))
+        return self.batch(items, images=column(items, "image"))
 
     def batch(self, items: list[dict[str, Any]], **images: Any) -> dict[str, Any]:
         """A caption of each item, drawn, and what the processor makes of `images`."""
-        texts = [captions[torch.randint(len(captions), ()).item()] for captions in _column(items, "captions")]
+        texts = [captions[torch.randint(len(captions), ()).item()] for captions in column(items, "captions")]
         batch = self.processor(text=texts, max_length=self.max_length, **images)
-        return {**batch, "image_ids": torch.tensor(_column(items, "index")), "return_loss": True}
+        return {**batch, "image_ids": torch.tensor(column(items, "index")), "return_loss": True}
 
 
 def reading_options(processor: Any) -> dict[str, str]:
@@ -185,11 +185,11 @@ class GroupedPairCollator:
         self.processor, self.max_length, self.options = processor, max_length, reading_options(processor)
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        return self.batch(items, images=_column(items, "image"))
+        return self.batch(items, images=column(items, "image"))
 
     def batch(self, items: list[dict[str, Any]], **images: Any) -> dict[str, Any]:
         """The captions of `items`, and what the processor makes of `images`."""
-        captions = _column(items, "captions")
+        captions = column(items, "captions")
         counts = {len(group) for group in captions}
         if len(counts) > 1:
             raise ValueError(
@@ -198,4 +198,4 @@ class GroupedPairCollator:
             )
         texts = [caption for group in captions for caption in group]
         batch = self.processor(text=texts, max_length=self.max_length, **images, **self.options)
-        return {**batch, "image_ids": torch.tensor(_column(items, "index")), "return_loss": True}
+        return {**batch, "image_ids": torch.tensor(column(items, "index")), "return_loss": True}

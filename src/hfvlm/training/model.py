@@ -78,6 +78,8 @@ def build_config(recipe: Recipe, task: Task, mistakes: Mistakes) -> tuple[PreTra
     try:
         wanted = _overridden(saved, overrides) if "from" in spec else _fresh(spec, type(saved))
         wanted.validate()
+        if "id2label" in overrides and "label2id" not in overrides:
+            wanted.label2id = {name: number for number, name in wanted.id2label.items()}
     except (ValueError, TypeError, StrictDataclassError) as error:
         mistakes.add("model.config", str(error.__cause__ or error))
         return None
@@ -112,7 +114,7 @@ def _check_fields(overrides: dict[str, Any], config: PreTrainedConfig, where: st
 def _overridden(config: PreTrainedConfig, overrides: dict[str, Any]) -> PreTrainedConfig:
     """A copy of a config with fields overridden, checked as a new one is."""
     fields = config.to_dict()
-    if "num_labels" in overrides:
+    if overrides.keys() & {"num_labels", "id2label"}:  # the names of classes follow from the one or the other
         fields = {name: value for name, value in fields.items() if name not in ("id2label", "label2id")}
     for name, value in overrides.items():
         part = fields.get(name)

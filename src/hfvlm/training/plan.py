@@ -171,10 +171,11 @@ def prepare(recipe: Recipe, resume: bool = False) -> Plan:
         set_alpha(configs[0], recipe, epoch_steps, mistakes)
         _check_queue(configs[0], arguments, recipe, task, mistakes)
         for where, found in (("data.train", rows), ("data.evaluation", held_out)):
-            highest = None if found is None else found.highest_class()
-            if highest is not None and highest >= configs[0].num_labels:
-                classes = configs[0].num_labels
-                mistakes.add(where, f"has class {highest}, the model has {classes}: model.config.num_labels")
+            try:
+                if found is not None:
+                    found.number_classes(configs[0].id2label)
+            except ValueError as error:
+                mistakes.add(where, f"{error}: set model.config.num_labels, or its id2label")
     mistakes.stop()
     set_seed(arguments.seed)  # of the parts that start fresh
     try:

@@ -1,5 +1,6 @@
 """Rows of a file by the columns of a task, checked, and as items to make batches of."""
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch.utils.data import Dataset
 
 from hfvlm.data.augment import training_view
 from hfvlm.data.captions import draw_captions, random_view, seeded
+from hfvlm.data.judgements import class_numbers
 from hfvlm.data.tables import read_table
 from hfvlm.images import ImageError, open_image
 from hfvlm.training.mistakes import Mistakes, kind, nearest
@@ -20,6 +22,8 @@ from hfvlm.training.tasks import Column, Task
 
 #: rows whose images are opened before training starts, and rows whose texts are looked at
 FIRST_IMAGES, FIRST_ROWS = 8, 1000
+#: what columns hold that have one text or several
+LISTS = ("texts", "answers")
 
 
 class Rows(Dataset):
@@ -54,6 +58,7 @@ class Rows(Dataset):
         self.view_size: tuple[int, int] | None = None  # (width, height) that the processor gives images
         self.epoch = 0  # that items are drawn for
         self._numbers = self._number_images()
+        self._classes: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -76,12 +81,19 @@ class Rows(Dataset):
             return self.folder / value
         return value
 
-    def highest_class(self) -> int | None:
-        """The highest number of a class; None: there are no classes."""
+    def number_classes(self, names: dict[int, str]) -> None:
+        """Gives items the numbers of their classes, which a column may also hold by name; without one it does nothing.
+
+        Args:
+            names: number -> name, a config's `id2label`.
+
+        Raises:
+            ValueError: a row has a class that there is not.
+        """
         column = next((self.columns[name] for name in self.columns if self.holds[name] == "class"), None)
-        if column is None:
-            return None
-        return max(row[column] for row in self.table) if isinstance(self.table, list) else max(self.table[column])
+        if column is not None:
+            labels = [row[column] for row in self.table] if isinstance(self.table, list) else self.table[column]
+            self._classes = class_numbers([str(one) if isinstance(one, bool) else one for one in labels], names)
 
     def name(self, index: int) -> str:
         """What to call a row's image."""
@@ -103,14 +115,18 @@ class Rows(Dataset):
             if holds == "image":
                 value = open_image(self.source(index, name))
                 value = value if self.augment is None else self._view(value, draw)
-            elif holds == "texts":
+            elif holds in LISTS:
                 value = [value] if isinstance(value, str) else list(value)
                 if not value:
                     raise ValueError(f"row {index} has no {name}: leave it out of the data")
-                if self.texts is not None and draw is not None:
+                if holds == "answers":
+                    pass  # none is drawn
+                elif self.texts is not None and draw is not None:
                     value = draw_captions(value, self.texts, draw)
                 elif self.texts is not None:
                     value = [value[i % len(value)] for i in range(self.texts)]
+            elif holds == "class" and self._classes is not None:
+                value = self._classes[index]
             item[name] = value
         return item
 
@@ -189,15 +205,26 @@ def _check_row(row: dict, number: int, where: str, columns: dict, holds: dict, m
     for name, column in columns.items():
         value = row.get(column)
         place = f"row {number}, column {column!r}"
-        if holds[name] == "texts":
+        if holds[name] in LISTS:
             texts = [value] if isinstance(value, str) else value
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
                 mistakes.add(where, f"{place} must hold a text or a list of texts, got {kind(value)}")
             elif not any(text.strip() for text in texts):
                 mistakes.add(where, f"{place} holds no text: leave such rows out")
+            elif holds[name] == "answers" and not all(text.strip() for text in texts):
+                mistakes.add(where, f"{place} holds an empty text among others: leave it out")
         elif holds[name] == "text" and not isinstance(value, str):
             mistakes.add(where, f"{place} must hold a text, got {kind(value)}")
-        elif holds[name] == "class" and (type(value) is not int or value < 0):
-            mistakes.add(where, f"{place} must hold the number of a class, 0 or above, got {value!r}")
+        elif holds[name] == "text" and not value.strip():
+            mistakes.add(where, f"{place} holds no text: leave such rows out")
+        elif holds[name] == "weight" and (type(value) not in (int, float) or not 0 < value < math.inf):
+            mistakes.add(where, f"{place} must hold a number above 0, got {value!r}")
+        elif holds[name] == "class" and not _is_class(value):
+            mistakes.add(where, f"{place} must hold the number of a class, 0 or above, or its name, got {value!r}")
         elif value is None:
             mistakes.add(where, f"{place} is empty")
+
+
+def _is_class(value: Any) -> bool:
+    """Whether it is a number from 0 (also `true` and `false`), or a name."""
+    return bool(value) if isinstance(value, str) else isinstance(value, int) and value >= 0

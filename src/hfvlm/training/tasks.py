@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from hfvlm.data.captions import CaptionCollator, GroupedPairCollator
+from hfvlm.data.captions import CaptionCollator, GroupedPairCollator, reading_options
 from hfvlm.data.classes import ClassCollator
+from hfvlm.data.questions import AnswerCollator, commonest_answer
 from hfvlm.losses.text_assignment import assigned
 
 
@@ -16,8 +17,9 @@ class Column:
     """A column that a task reads.
 
     Args:
-        holds: "image"; "texts", a list of them, of which some are drawn (a single one is a list of one); "text";
-            "class", a number from 0; "any", as it is.
+        holds: "image"; "texts", a list of them, of which some are drawn (a single one is a list of one); "answers",
+            the same, of which all are learned; "text"; "class", its number or its name; "weight", a number above 0;
+            "any", as it is.
         names: what it is called where the recipe does not say.
         required: a file must have it.
     """
@@ -78,6 +80,15 @@ def likeliest_classes(model: Any, processor: Any, items: list[dict], max_length:
     return [(names[said], names[item["label"]]) for said, item in zip(chosen, items, strict=True)]
 
 
+def write_answers(model: Any, processor: Any, items: list[dict], max_length: int | None) -> list[tuple[str, str]]:
+    """An answer to each question, the likeliest word by word, and what most people answered."""
+    images, questions = [item["image"] for item in items], [item["question"] for item in items]
+    inputs = processor(images=images, text=questions, max_length=max_length, **reading_options(processor))
+    ids = model.generate(**inputs.to(model.device), do_sample=False, max_new_tokens=10)
+    texts = processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return [(text.strip(), commonest_answer(item["answers"])) for text, item in zip(texts, items, strict=True)]
+
+
 def assigned_images(model: Any, processor: Any, items: list[dict], max_length: int | None) -> list[tuple[str, str]]:
     """Which of two images the model takes each item's first text to be about, and which it is; the others are the most
     similar of the items'."""
@@ -101,6 +112,12 @@ JUDGED = {
     "label": Column("class", ("label",)),
 }
 TWO_JUDGED = {"image": JUDGED["image"], "image_second": Column("image", ("image_second",)), **JUDGED}
+ASKED = {
+    "image": Column("image", ("image",)),
+    "question": Column("text", ("question",)),
+    "answers": Column("answers", ("answers", "answer")),
+    "weight": Column("weight", ("weight",), required=False),
+}
 CLASSES = ("pixel_values", "input_ids", "attention_mask", "labels")
 PAIRS = ("pixel_values", "input_ids", "attention_mask", "image_ids", "return_loss")
 
@@ -118,6 +135,13 @@ TASKS = {
     "retrieval": Task("AutoModelForImageTextRetrieval", PAIRS, GroupedPairCollator, PHOTOS, nearest_texts),
     "text-assignment": Task(
         "AutoModelForTextAssignment", (*PAIRS, "image_pairs"), GroupedPairCollator, PHOTOS, assigned_images
+    ),
+    "visual-question-answering": Task(
+        "AutoModelForVisualQuestionAnswering",
+        ("pixel_values", "input_ids", "attention_mask", "labels", "answer_counts", "answer_weights"),
+        AnswerCollator,
+        ASKED,
+        write_answers,
     ),
     "visual-reasoning": Task(
         "AutoModelForVisualReasoning",
