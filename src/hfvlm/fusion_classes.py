@@ -108,8 +108,8 @@ class FusionForImageClassification(MomentumTeacherMixin, FusionPreTrainedModel):
         logits, loss = self.cls_head(first_tokens(fused.last_hidden_state, attention_mask)), None
         if labels is not None:
             loss = classification_loss(logits, labels, self.config, num_items_in_batch=num_items_in_batch)
-            alpha = self._choose_alpha(alpha) if self.training or alpha is not None else 0.0
-            if self.taught_parts and self.training:
+            alpha = self._choose_alpha(alpha)
+            if self.taught_parts:
                 self._move_teacher()
             if alpha:
                 soft = self._teach(images, input_ids, attention_mask, resize)

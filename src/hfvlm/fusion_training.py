@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import initialization as init
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
@@ -18,6 +17,7 @@ from hfvlm.fusion_config import FusionConfig
 from hfvlm.losses.contrastive import contrastive_loss, full_precision
 from hfvlm.losses.gather import gather, gather_texts, own_rows, row_counts, several_processes
 from hfvlm.losses.matching import choose_negatives, matching_loss, negative_weights
+from hfvlm.losses.momentum import as_kept
 from hfvlm.losses.momentum_contrast import momentum_contrast
 from hfvlm.losses.pairs import precise
 from hfvlm.losses.queue import NegativeQueue
@@ -122,8 +122,6 @@ class FusionForImageTextRetrieval(MomentumTeacherMixin, FusionPreTrainedModel):
             module.reset_parameters()
         elif isinstance(module, FusionForImageTextRetrieval):  # comes last: the student has its weights, also loaded
             module._start_teacher()
-            if hasattr(module, "teacher_step"):
-                init.zeros_(module.teacher_step)
 
     def scale_and_bias(self) -> tuple[torch.Tensor, None]:
         """What similarities are multiplied by; nothing is added to them."""
@@ -217,7 +215,7 @@ class FusionForImageTextRetrieval(MomentumTeacherMixin, FusionPreTrainedModel):
     def _compare(self, outputs: FusionOutput, input_ids, attention_mask, **kwargs) -> None:
         """Fills in the similarities, and for texts that are shared out among the images how well each fits."""
         with full_precision(input_ids.device):
-            outputs.logits_per_image = precise(outputs.image_embeds) @ precise(outputs.text_embeds).t()
+            outputs.logits_per_image = precise(outputs.image_embeds) @ precise(outputs.text_embeds).t() / self.temp
         outputs.logits_per_text = outputs.logits_per_image.t()
         tokens = outputs.vision_model_output.last_hidden_state
         if input_ids.shape[0] % tokens.shape[0] == 0:
@@ -247,12 +245,13 @@ class FusionForImageTextRetrieval(MomentumTeacherMixin, FusionPreTrainedModel):
         )
         row_ids = self._row_ids(step, image_ids)
         if self.training and self.temperature_range is not None:
-            with torch.no_grad():
+            with torch.no_grad(), as_kept(self):
                 self.temp.clamp_(*self.temperature_range)
         if self.config.momentum is None:
             weights = self._contrast(outputs, step, row_ids)
         else:
-            weights = self._contrast_with_teacher(outputs, step, row_ids, pixels, resize)
+            known = image_ids is not None
+            weights = self._contrast_with_teacher(outputs, step, row_ids, known, pixels, resize)
         more = self._more_rows(step)
         outputs.loss_itm, states = self._match(outputs, step, more, *weights)
         for name, loss in ({} if more is None else self._language(step, more, states)).items():
@@ -290,9 +289,13 @@ class FusionForImageTextRetrieval(MomentumTeacherMixin, FusionPreTrainedModel):
         )
 
     def _contrast_with_teacher(
-        self, outputs: FusionOutput, step: Step, ids, pixels, resize
+        self, outputs: FusionOutput, step: Step, ids, known: bool, pixels, resize
     ) -> tuple[torch.Tensor, ...]:
-        """The contrast with the teacher's keys and the queue, which then takes them in; weights as `_contrast`."""
+        """The contrast with the teacher's keys and the queue, which then takes them in; weights as `_contrast`.
+
+        `known`: the ids mean the same images in other batches, too, and stay with the rows in the queue. Rows that are
+        evaluated may be of another set, where the same ids are other images.
+        """
         size, batch = self.config.queue_size, sum(step.counts)
         if self.training and batch > size:
             raise ValueError(
@@ -312,22 +315,24 @@ class FusionForImageTextRetrieval(MomentumTeacherMixin, FusionPreTrainedModel):
                 self.teacher_text_proj(pooled),
             ]
             taught = [nn.functional.normalize(rows, dim=-1) for rows in taught]
-        # copies in training: the queue takes in the batch before the backward pass
-        queue = [self.image_queue.features, self.text_queue.features, self.image_queue.ids]
         contrast = momentum_contrast(
             step.image_embeds,
             step.text_embeds,
             *taught,
             self.temp,
             alpha=step.alpha,
-            queue=tuple(part.clone() if self.training else part for part in queue),
+            queue=(
+                self.image_queue.features,
+                self.text_queue.features,
+                self.image_queue.ids if self.training else None,
+            ),
             image_ids=ids,
             across=step.across,
         )
         outputs.loss_itc = contrast.loss
         outputs.logits_per_image, outputs.logits_per_text = contrast.logits_per_image, contrast.logits_per_text
         if self.training:
-            self.image_queue.push(taught[0], ids)
+            self.image_queue.push(taught[0], ids if known else None)
             self.text_queue.push(taught[1])
         if self.negatives_by == "student":
             return self._weights(step, contrast.ids)

@@ -2,8 +2,9 @@
 
 import torch
 from torch import nn
+from transformers import initialization as init
 
-from hfvlm.losses.momentum import MomentumUpdater, momentum_copy, start_teacher
+from hfvlm.losses.momentum import MomentumUpdater, as_kept, momentum_copy, start_teacher
 from hfvlm.losses.momentum_contrast import check_alpha, ramp
 
 
@@ -30,9 +31,11 @@ class MomentumTeacherMixin:
         return [(getattr(self, name), getattr(self, f"teacher_{name}")) for name in self.taught_parts]
 
     def _start_teacher(self) -> None:
-        """Gives the copies their start; to be called in `_init_weights`, once the student has its own."""
+        """Gives the copies and their ramp a start; to be called in `_init_weights`, once the student has its own."""
         for student, teacher in self._teacher_pairs():
             start_teacher(student, teacher)
+        if hasattr(self, "teacher_step"):
+            init.zeros_(self.teacher_step)
 
     def never_trained(self) -> list[nn.Module]:
         """The copies."""
@@ -45,7 +48,7 @@ class MomentumTeacherMixin:
         return self
 
     def _choose_alpha(self, alpha: float | None) -> float:
-        """The teacher's say in this step: what the caller asks for, or the config's, on its ramp.
+        """The teacher's say in this step: what the caller asks for, or in training the config's, on its ramp.
 
         Raises:
             ValueError: out of range, or asked for without a teacher.
@@ -55,12 +58,16 @@ class MomentumTeacherMixin:
             if alpha and not self.taught_parts:
                 raise ValueError(f"alpha is {alpha}, but config.momentum is None: there is no teacher to listen to")
             return alpha
-        if not self.taught_parts:
+        if not self.taught_parts or not self.training:
             return 0.0
         steps = self.config.alpha_steps
         return ramp(self.config.alpha, int(self.teacher_step) if steps else 0, steps)
 
     def _move_teacher(self) -> None:
         """One step towards the student, if its weights changed since the last."""
-        if self.training and self._updater(self._teacher_pairs(), self.config.momentum) and self.config.alpha_steps:
+        if not self.training:
+            return
+        with as_kept(self):
+            moved = self._updater(self._teacher_pairs(), self.config.momentum)
+        if moved and self.config.alpha_steps:
             self.teacher_step += 1

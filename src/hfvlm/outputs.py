@@ -77,7 +77,7 @@ class FusionOutput(ModelOutput):
             language modelling (`loss_mlm`), language modelling (`loss_lm`).
         itm_logits: `[texts, 2]`, no match and match of each text and its image; with the loss
             `[3 * texts, 2]`: the pairs, then the texts with wrong images, then the images with wrong texts.
-        logits_per_image: `[images, texts]` cosine similarities; with the loss `[texts, keys]`, over the temperature.
+        logits_per_image: `[images, texts]` cosines over the temperature; with the loss `[texts, keys]`.
         logits_per_text: the same of the texts among the images.
         image_embeds, text_embeds: `[images, projection_dim]`, `[texts, projection_dim]`, of length 1.
         last_hidden_state: `[texts, length, hidden_size]`, texts read with their images; of one modality alone, its

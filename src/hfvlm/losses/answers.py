@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from hfvlm.losses.momentum_contrast import soft_cross_entropy
+
 
 #: learned tokens whose scores over the vocabulary are made at once when answers are ranked
 TOKENS_AT_ONCE = 1024
@@ -40,8 +42,7 @@ def answer_losses(
     scores = logits[:, :-1][learned].float()
     losses = nn.functional.cross_entropy(scores, targets[learned], label_smoothing=label_smoothing, reduction="none")
     if teacher_logits is not None and alpha:
-        soft = teacher_logits[:, :-1][learned].float().softmax(-1)
-        losses = (1 - alpha) * losses - alpha * (soft * scores.log_softmax(-1)).sum(-1)
+        losses = (1 - alpha) * losses + alpha * soft_cross_entropy(scores, teacher_logits[:, :-1][learned])
     return _sums(losses, learned)
 
 

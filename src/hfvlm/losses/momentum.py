@@ -1,11 +1,14 @@
 """A momentum teacher: a copy of a module whose weights follow the trained ones slowly."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import initialization as init
 
 
@@ -28,6 +31,29 @@ def start_teacher(student: nn.Module, teacher: nn.Module) -> None:
     for name, copy in teacher.state_dict(keep_vars=True).items():
         if not source[name].is_meta:  # a tied weight that is filled in once all are loaded
             init.copy_(copy, source[name])
+
+
+@contextmanager
+def as_kept(model: nn.Module) -> Iterator[None]:
+    """Within it the parameters of a model that is in its forward pass are those that are kept, and may be changed.
+
+    Under FSDP 2 they are this process's parts; what the pass has gathered of them is thrown away after it, with all
+    that was written into it.
+    """
+    sharded = isinstance(model, FSDPModule)
+    if sharded:
+        model.set_reshard_after_forward(True, recurse=False)  # a root keeps what it gathered, whatever it is told
+        model.reshard()
+    try:
+        yield
+    finally:
+        if sharded:
+            model.unshard()
+
+
+def own_part(weights: torch.Tensor) -> torch.Tensor:
+    """What this process has of a parameter, to be changed in place."""
+    return weights.to_local() if isinstance(weights, DTensor) else weights.detach()
 
 
 class MomentumUpdater:
@@ -76,6 +102,7 @@ class MomentumUpdater:
                     f"the teachers are in {dtype}, whose rounding swallows their steps at a momentum of {momentum}: "
                     "keep the model in torch.float32 and train it under autocast (Trainer: bf16=True or fp16=True)"
                 )
+        students, teachers = ([own_part(weights) for weights in side] for side in (students, teachers))
         now = torch.stack([weights.sum(dtype=torch.float32) for weights in students])
         if self._seen is not None and torch.equal(self._seen.to(now.device), now):
             return False

@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoProcessor, PreTrainedConfig, PreTrainedModel
 
 from hfvlm.encoders.configuration import BertTowerConfig
+from hfvlm.losses.matches import UNKNOWN
 from hfvlm.nn.embedding import resize_positions
 from hfvlm.registry import ARCHITECTURES, Architecture, auto_class, find, load
 from hfvlm.training.mistakes import Mistakes, kind, nearest
@@ -218,9 +219,20 @@ def build_model(
     model, found = auto.from_pretrained(
         recipe.model["from"], config=first, dtype=torch.float32, output_loading_info=True
     )
+    begin_again(model)
     parts = Counter(name.split(".")[0] for name in found["missing_keys"])
     fresh = [f"{count} weights of {part}" for part, count in sorted(parts.items())]
     return (model if first is config else _resized(model, config)), fresh
+
+
+@torch.no_grad()
+def begin_again(model: PreTrainedModel) -> None:
+    """Forgets where another training was: the teacher's ramp, and what images of other data the queue holds."""
+    for name, buffer in model.named_buffers():
+        if name == "teacher_step":
+            buffer.zero_()
+        elif name == "image_queue.ids":
+            buffer.fill_(UNKNOWN)
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ The paper, the original code and its licence: see `modeling_albef`.
 
 import torch
 from torch import nn
-from transformers import initialization as init
 
 from hfvlm.answering import FusionForVisualQuestionAnswering
 from hfvlm.models.albef.modeling_albef import NOT_ANSWERING, AlbefPreTrainedModel
@@ -34,8 +33,6 @@ class AlbefForVisualQuestionAnswering(MomentumTeacherMixin, AlbefPreTrainedModel
         super()._init_weights(module)
         if isinstance(module, AlbefForVisualQuestionAnswering):  # comes last: the student has its weights
             module._start_teacher()
-            if hasattr(module, "teacher_step"):
-                init.zeros_(module.teacher_step)
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
         """As stock, the words of both text towers, where there is no teacher.
