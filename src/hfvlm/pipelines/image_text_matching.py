@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from transformers import Pipeline
 
 from hfvlm.embedder import Embedder
@@ -56,6 +57,7 @@ class ImageTextMatchingPipeline(Pipeline):
             images: a path, URL, PIL image or bytes; a mapping with that as its "image", and perhaps its own "text"; or
                 a list of these.
             text: a text or several, judged with every image that has none of its own. The image is encoded once.
+            batch_size: images at a time, with all of their texts.
             timeout: seconds to wait for a URL's server.
 
         Returns:
@@ -89,18 +91,33 @@ class ImageTextMatchingPipeline(Pipeline):
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
         texts = model_inputs["texts"]
-        texts = texts[0] if texts and isinstance(texts[0], list) else texts  # as a batch of one is collated
-        pixels = model_inputs["pixel_values"].to(self.device, self.model.dtype)
-        batch = {name: value.to(self.device) for name, value in self._embedder.tokens(texts).items()}
-        outputs = self.model(pixel_values=pixels, return_loss=False, **batch)
-        return {
-            "texts": texts,
-            "scores": outputs.itm_logits.float().softmax(dim=-1)[:, 1],
-            "similarities": outputs.logits_per_image[0],
+        alone = isinstance(texts[0], str)  # a batch of one comes as it is
+        texts = [texts] if alone else texts
+        batch = {
+            name: value.to(self.device)
+            for name, value in self._embedder.tokens([text for own in texts for text in own]).items()
         }
+        images, tokens = self._embedder.encode(pixel_values=model_inputs["pixel_values"])
+        words, states = self._embedder.encode(**batch)
+        counts = torch.tensor([len(own) for own in texts])
+        of_text = torch.arange(len(texts)).repeat_interleave(counts)  # the image of each
+        logits = self.model.match(
+            tokens,
+            batch["input_ids"],
+            batch["attention_mask"],
+            memory_index=None if alone else of_text.to(self.device),
+            text_embeds=states if self.model.fusion_layer else None,
+        )
+        judged = {
+            "scores": logits.float().softmax(dim=-1)[:, 1].cpu(),
+            "similarities": (images[of_text] * words).sum(dim=-1),
+        }
+        rows = {name: [part.tolist() for part in value.split(counts.tolist())] for name, value in judged.items()}
+        rows["texts"] = texts
+        return {name: value[0] for name, value in rows.items()} if alone else rows
 
     def postprocess(self, model_outputs: dict[str, Any]) -> list[dict[str, Any]]:
-        rows = zip(model_outputs["texts"], model_outputs["scores"].tolist(), model_outputs["similarities"].tolist())
+        rows = zip(*(model_outputs[name] for name in ("texts", "scores", "similarities")), strict=True)
         return [{"text": text, "score": score, "similarity": similarity} for text, score, similarity in rows]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
