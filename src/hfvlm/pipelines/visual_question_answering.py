@@ -152,6 +152,8 @@ class VisualQuestionAnsweringPipeline(Pipeline):
         ends = torch.as_tensor(self.model.generation_config.eos_token_id, device=ids.device)
         ended = torch.isin(ids[:, 1:], ends).long()
         labels = ids[:, 1:].masked_fill(ended.cumsum(-1) > ended, -100)  # nothing after the end token counts
+        visible = self.model.memory_mask(read["encoder_outputs"][0], read["attention_mask"])
+        read = {**read, "attention_mask": visible}
         logits = self.model(**read, decoder_input_ids=ids).logits[:, :-1].float()
         losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
         scores, order = losses.sum(-1).neg().exp().view(questions, -1).sort(dim=-1, descending=True, stable=True)
