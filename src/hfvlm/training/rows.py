@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from hfvlm.data.augment import training_view
 from hfvlm.data.captions import draw_captions, random_view, seeded
-from hfvlm.data.judgements import class_numbers
+from hfvlm.data.judgements import class_numbers, is_label
 from hfvlm.data.tables import read_table
 from hfvlm.images import ImageError, open_image
 from hfvlm.training.mistakes import Mistakes, kind, nearest
@@ -118,8 +118,7 @@ class Rows(Dataset):
         """
         column = next((self.columns[name] for name in self.columns if self.holds[name] == "class"), None)
         if column is not None:
-            labels = self.values(column)
-            self._classes = class_numbers([str(one) if isinstance(one, bool) else one for one in labels], names)
+            self._classes = class_numbers(self.values(column), names)
 
     def name(self, index: int) -> str:
         """What to call a row's image."""
@@ -251,7 +250,7 @@ def _check_row(row: dict, number: int, where: str, columns: dict, holds: dict, m
             mistakes.add(where, f"{place} holds no text: leave such rows out")
         elif holds[name] == "weight" and (type(value) not in (int, float) or not 0 < value < math.inf):
             mistakes.add(where, f"{place} must hold a number above 0, got {value!r}")
-        elif holds[name] == "class" and not _is_class(value):
+        elif holds[name] == "class" and not is_label(value):
             mistakes.add(where, f"{place} must hold the number of a class, 0 or above, or its name, got {value!r}")
         elif holds[name] == "image" and value is not None and not isinstance(value, (str, bytes, dict)):
             mistakes.add(where, f"{place} must hold a path or a URL, got {kind(value)}")
@@ -259,8 +258,3 @@ def _check_row(row: dict, number: int, where: str, columns: dict, holds: dict, m
             mistakes.add(where, f"{place} must hold a whole number or a text, got {kind(value)}")
         elif value is None:
             mistakes.add(where, f"{place} is empty")
-
-
-def _is_class(value: Any) -> bool:
-    """Whether it is a number from 0 (also `true` and `false`), or a name."""
-    return bool(value) if isinstance(value, str) else isinstance(value, int) and value >= 0
