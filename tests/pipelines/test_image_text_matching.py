@@ -68,6 +68,10 @@ def test_the_similarity_is_a_cosine_whatever_the_temperature(parts, photos):
     assert pipe(photos[0], text=TEXTS) == before
 
 
+def test_a_row_with_nothing_of_its_own_takes_what_the_call_says(pipe, photos):
+    assert pipe({"image": photos[0], "text": None}, text="a dog") == pipe(photos[0], text="a dog")
+
+
 def test_a_saved_folder_answers(pipe, photos, tmp_path):
     pipe.save_pretrained(tmp_path)
     again = hfvlm.pipeline("image-text-matching", str(tmp_path), device="cpu", dtype="float32")

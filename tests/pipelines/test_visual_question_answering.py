@@ -121,6 +121,10 @@ def test_the_ranking_never_reads_padding(parts, photos):
         assert [one["score"] for one in found] == pytest.approx([one["score"] for one in alone], rel=1e-3)
 
 
+def test_a_row_with_nothing_of_its_own_takes_what_the_call_says(pipe, photos):
+    assert pipe({"image": photos[0], "question": None}, question="a cat") == pipe(photos[0], question="a cat")
+
+
 def test_a_saved_folder_answers(pipe, photos, tmp_path):
     pipe.save_pretrained(tmp_path)
     again = hfvlm.pipeline("visual-question-answering", str(tmp_path), device="cpu", dtype="float32")

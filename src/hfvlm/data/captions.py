@@ -1,6 +1,5 @@
 """Captioned images on disk, random views of them, and batches for `Trainer`."""
 
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch.utils.data import Dataset
 
 from hfvlm.data.tables import read_lines, require_texts
 from hfvlm.images import open_image
+from hfvlm.processing import reading_options
 
 
 def read_captions(path: str | Path, split: str | None = None) -> list[dict[str, Any]]:
@@ -153,11 +153,6 @@ class PairCollator:
         texts = [captions[torch.randint(len(captions), ()).item()] for captions in column(items, "captions")]
         batch = self.processor(text=texts, max_length=self.max_length, **images)
         return {**batch, "image_ids": torch.tensor(column(items, "index")), "return_loss": True}
-
-
-def reading_options(processor: Any) -> dict[str, str]:
-    """What a processor whose model also writes texts is told, so that it takes them as texts to be read."""
-    return {"task": "encode"} if "task" in inspect.signature(type(processor).__call__).parameters else {}
 
 
 class GroupedPairCollator:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from hfvlm.data.captions import column, reading_options
+from hfvlm.data.captions import column
 from hfvlm.data.tables import read_lines, require_texts
+from hfvlm.processing import reading_options
 
 
 def read_questions(path: str | Path, split: str | None = None) -> list[dict[str, Any]]:
