@@ -32,6 +32,7 @@ from hfvlm.models.blip.answering_blip import BlipForVisualQuestionAnswering
 from hfvlm.models.blip.classes_blip import BlipForVisualReasoning
 from hfvlm.models.blip.configuration_blip import VARIANTS, BlipConfig
 from hfvlm.models.blip.modeling_blip import BlipForConditionalGeneration
+from hfvlm.models.blip.pretraining_blip import BlipForPreTraining
 from hfvlm.models.blip.processing_blip import BlipProcessor
 
 
@@ -99,10 +100,7 @@ def to_transformers(model: PreTrainedModel) -> transformers.PreTrainedModel:
     vision, text = model.config.vision_config, model.config.text_config
     head = next((head for head in HEADS.values() if head.in_tree and isinstance(model, head.cls)), None)
     if head is None:
-        raise ValueError(
-            f"transformers has no class for {type(model).__name__}: convert a captioner, a retrieval model, "
-            "or one that answers"
-        )
+        raise _no_class_there(type(model).__name__)
     if head is HEADS["answering"] and vision.hidden_size != text.hidden_size:
         raise ValueError(
             "transformers' BLIP answers with towers of one width, but vision_config.hidden_size is "
@@ -115,6 +113,12 @@ def to_transformers(model: PreTrainedModel) -> transformers.PreTrainedModel:
         for part in (theirs, theirs.text_decoder):  # the first is saved, the second is what its generate() asks
             folder.carry_generation(model.generation_config.to_diff_dict(), part)
     return theirs.eval()
+
+
+def _no_class_there(name: str) -> ValueError:
+    return ValueError(
+        f"transformers has no class for {name}: convert a captioner, a retrieval model, or one that answers"
+    )
 
 
 def to_release_keys(tensors: Mapping[str, torch.Tensor], head: str = "captioning") -> dict[str, torch.Tensor]:
@@ -217,12 +221,20 @@ def _verify(model: PreTrainedModel) -> None:
 
 
 def _opened(path: Path) -> Conversion | None:
-    """A model and its processor from an hfvlm folder; None if `path` is something else."""
+    """A model and its processor from an hfvlm folder; None if `path` is something else.
+
+    Raises:
+        ValueError: the folder's head has no class in transformers; a pretraining head's gives its captioner.
+    """
     if command.model_type_of(path) != BlipConfig.model_type:
         return None
     named = BlipConfig.from_pretrained(path).architectures or []
-    classes = [head.cls for head in HEADS.values() if head.in_tree is not None and head.cls.__name__ in named]
-    model = next(iter(classes), BlipForConditionalGeneration).from_pretrained(path).eval()
+    classes = {head.cls.__name__: head.cls for head in HEADS.values() if head.in_tree is not None}
+    classes[BlipForPreTraining.__name__] = BlipForConditionalGeneration  # all of whose weights it holds
+    cls = next((classes[name] for name in named if name in classes), None)
+    if cls is None:
+        raise _no_class_there(" or ".join(named) or f"{path}, whose config.json names no class")
+    model = cls.from_pretrained(path).eval()
     processor = BlipProcessor.from_pretrained(path) if (path / "tokenizer.json").is_file() else None
     return Conversion(model, processor, {})
 

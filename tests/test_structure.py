@@ -37,7 +37,7 @@ GROUND = {
     "images": set(),
     "pixels": {"images"},
     "nearest": set(),
-    "embedder": {"images", "pixels"},
+    "embedder": {"images", "pixels", "processing"},
     "outputs": set(),
     "saving": set(),
     "beam_search": set(),

@@ -81,7 +81,8 @@ class FusionForVisualQuestionAnswering(AnswerRankingMixin, QuestionGenerationMix
         Args:
             pixel_values: `[images, channels, h, w]`.
             input_ids, attention_mask: `[images * g, length]`: `g` questions an image, an image's together.
-            position_ids: `[questions or 1, length]`; left out: counted from the mask.
+            position_ids: `[questions or 1, length]`; left out: counted from the mask, and on through the padding
+                behind a question where `config.answers_read_padding` is set.
 
         Raises:
             ValueError: one of them is missing.
@@ -89,6 +90,10 @@ class FusionForVisualQuestionAnswering(AnswerRankingMixin, QuestionGenerationMix
         self._require_question(pixel_values, input_ids)
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids must have shape [batch, length], got {list(input_ids.shape)}")
+        if position_ids is None and self.config.answers_read_padding:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+            if attention_mask is not None:
+                position_ids = (position_ids - attention_mask.int().argmax(dim=-1, keepdim=True)).clamp(min=0)
         vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         read = self.text_model(
             self.matching_ids(input_ids, attention_mask),

@@ -1,6 +1,5 @@
 """Images and texts to vectors of length 1 in the joint space of a two-tower model, batch by batch."""
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 
 from hfvlm.images import ImageError
 from hfvlm.pixels import PixelLoader
+from hfvlm.processing import reading_options
 
 
 class Embedder:
@@ -94,7 +94,7 @@ class Embedder:
 
     def tokens(self, texts: list[str]) -> Mapping[str, torch.Tensor]:
         """The text tower's inputs, of texts cut where they are too long."""
-        stock = {"task": "encode"} if "task" in inspect.signature(self.processor.__call__).parameters else {}
+        stock = reading_options(self.processor)
         if type(self.processor).__module__.startswith("transformers."):  # pads and cuts only when it is told to
             stock = {"padding": "max_length" if self.is_sigmoid else True, "truncation": True}
         return self.processor(text=texts, return_tensors="pt", **stock)

@@ -144,6 +144,17 @@ class QuestionGenerationMixin(SharedMemoryMixin):
     def _validate_model_kwargs(self, model_kwargs):
         super()._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name != "question"})
 
+    def memory_mask(self, read: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """`[questions, length]`: 1 at the places of a question that `generate` writes its answer from.
+
+        Args:
+            read: `[questions, length]` ids, or states `[questions, length, width]`.
+            attention_mask: the question's; None: all of it.
+        """
+        if attention_mask is None or self.config.answers_read_padding:
+            return torch.ones(read.shape[:2], dtype=torch.long, device=read.device)
+        return attention_mask
+
     def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
         encoded, mask = model_kwargs.get("encoder_outputs"), model_kwargs.get("attention_mask")
         if "question" not in model_kwargs:  # a draft model is given what the model was
@@ -158,16 +169,13 @@ class QuestionGenerationMixin(SharedMemoryMixin):
         if encoded is None:
             self._require_question(question["pixel_values"], question["input_ids"])
         read = question["input_ids"] if encoded is None else encoded[0]
-        if mask is None or self.config.answers_read_padding:
-            model_kwargs["attention_mask"] = torch.ones(read.shape[:2], dtype=torch.long, device=read.device)
+        model_kwargs["attention_mask"] = self.memory_mask(read, mask)
         return read, self.main_input_name, model_kwargs
 
     def _prepare_text_encoder_decoder_kwargs_for_generation(
         self, inputs_tensor, model_kwargs, model_input_name, generation_config
     ):
         options = {}
-        if self.config.answers_read_padding:  # whose positions then count
-            options["position_ids"] = torch.arange(inputs_tensor.shape[1], device=inputs_tensor.device)[None]
         for name in ("output_attentions", "output_hidden_states"):
             if getattr(generation_config, name):
                 options[name] = True

@@ -5,7 +5,7 @@ import binascii
 import io
 import os
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,19 @@ _WITH_ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
 
 class ImageError(ValueError):
     """An image that cannot be used; the message names the source and the reason."""
+
+
+def image_of(source: Any) -> Any:
+    """What a mapping has as its "image"; anything else is the image itself.
+
+    Raises:
+        ValueError: a mapping without one.
+    """
+    if not isinstance(source, Mapping):
+        return source
+    if "image" not in source:
+        raise ValueError(f"a row needs an 'image', this one has {', '.join(map(str, source))}")
+    return source["image"]
 
 
 def images_in(folder: str | os.PathLike, problems: list[str] | None = None) -> Iterator[str]:

@@ -6,7 +6,7 @@ every pixel (to float64, scale, to float32, subtract, divide) is looked up: a ch
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
 
-from hfvlm.images import ImageError, open_image
+from hfvlm.images import ImageError, image_of, open_image
 
 
 #: what an image processor does to pixels; one that brings its own version of any is left to do all of it itself
@@ -123,11 +123,7 @@ class PixelLoader:
 
     def _load(self, source: Any, out: np.ndarray | None) -> torch.Tensor | None:
         """One image's pixels `[channels, h, w]`, written to `out` if there is one."""
-        if isinstance(source, Mapping):
-            if "image" not in source:
-                raise ValueError(f"a row needs an 'image', this one has {', '.join(map(str, source))}")
-            source = source["image"]
-        image = open_image(source)
+        image = open_image(image_of(source))
         if self.steps is None:
             return self.image_processor(images=[image], return_tensors="pt")["pixel_values"][0]
         if out is not None:

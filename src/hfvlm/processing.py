@@ -1,5 +1,6 @@
 """The base of every hfvlm processor."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +47,8 @@ def on_pil(image_processor: Any) -> Any:
     name = type(image_processor).__name__
     pil = None if name.endswith("Pil") else getattr(transformers, f"{name}Pil", None)
     return image_processor if pil is None else pil.from_dict(image_processor.to_dict())
+
+
+def reading_options(processor: Any) -> dict[str, str]:
+    """What a processor whose model also writes texts is told, so that it takes them as texts to be read."""
+    return {"task": "encode"} if "task" in inspect.signature(type(processor).__call__).parameters else {}

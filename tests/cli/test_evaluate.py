@@ -123,8 +123,8 @@ def test_the_built_in_model_is_the_default(run, data, monkeypatch):
         (["captioning", "--data", "none.jsonl"], "--data none.jsonl: no such file"),
         (["captioning", "--data", "."], "--data .: no such file, but a folder: name the file in it"),
         (["captioning", "--data", "captions.jsonl", "--split", "val"], "no row of split 'val'; it has test, train"),
-        (["captioning", "--data", "vqa.jsonl"], "vqa.jsonl:1: not an object with image and captions ('captions')"),
-        (["retrieval", "--data", "vqa.jsonl"], "vqa.jsonl:1: not an object with image and captions ('captions')"),
+        (["captioning", "--data", "vqa.jsonl"], "vqa.jsonl:1: has no 'captions' that is a list of strings"),
+        (["retrieval", "--data", "vqa.jsonl"], "vqa.jsonl:1: has no 'captions' that is a list of strings"),
         (["vqa", "--data", "captions.jsonl"], "captions.jsonl:1: has no 'question'"),
         (["reasoning", "--data", "captions.jsonl"], "captions.jsonl:1: has no 'image_second'"),
         (["entailment", "--data", "vqa.jsonl"], "vqa.jsonl:1: has no 'text'"),
@@ -143,7 +143,7 @@ def test_bad_data_is_refused_before_a_model_is_loaded(run, data, monkeypatch, no
     [
         ({"image": "gone.png", "captions": ["a dog"]}, "images of 1 of 1 rows are missing, as "),
         ({"image": "a.png", "captions": []}, "needs 'captions', a list of at least one string"),
-        ({"image": "a.png", "captions": "a dog"}, "captions is a string, and must be a list of them"),
+        ({"image": "a.png", "captions": "a dog"}, "has no 'captions' that is a list of strings"),
     ],
 )
 def test_bad_rows_are_refused_before_a_model_is_loaded(run, tmp_path, no_model, row, message):

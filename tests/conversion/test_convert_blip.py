@@ -311,6 +311,25 @@ def test_generation_settings_go_with_the_model_both_ways(model, tmp_path, capsys
     assert to_transformers(ours).text_decoder.generation_config.num_beams == 3
 
 
+@pytest.mark.parametrize("head", ["VisualReasoning", "VisualEntailment", ""])
+def test_a_head_that_transformers_lacks_is_refused(head, tmp_path, capsys):
+    model = tiny_model("blip", f"AutoModelFor{head}" if head else "AutoModel")
+    model.save_pretrained(tmp_path / "ours")
+    there = ["--checkpoint", str(tmp_path / "ours"), "--output", str(tmp_path / "theirs"), "--to", "transformers"]
+    assert main(there) == 1
+    assert f"transformers has no class for {type(model).__name__}: convert a captioner" in capsys.readouterr().err
+    assert not (tmp_path / "theirs").exists()
+
+
+def test_a_pretraining_folder_gives_its_captioner(tmp_path):
+    model = tiny_model("blip", "AutoModelForPreTraining")
+    model.save_pretrained(tmp_path / "ours")
+    there = ["--checkpoint", str(tmp_path / "ours"), "--output", str(tmp_path / "theirs"), "--to", "transformers"]
+    assert main(there) == 0
+    captioner = hfvlm.BlipForConditionalGeneration.from_pretrained(tmp_path / "ours")
+    assert_same_weights(convert(tmp_path / "theirs", config=HEADS), captioner)
+
+
 def test_the_command_writes_transformers_format_from_a_release(folder, capsys):
     assert main(arguments(folder, "--to", "transformers")) == 0
     config = json.loads((folder.parent / "out" / "config.json").read_text())

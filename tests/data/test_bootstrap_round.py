@@ -17,6 +17,7 @@ from hfvlm.data import bootstrap_ray
 from hfvlm.data.bootstrap import CapFilt, Recipe, bootstrap
 from hfvlm.data.shards import Counts, ShardError, ShardFolder
 from hfvlm.data.web import open_rows
+from hfvlm.images import ImageError
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +147,14 @@ def test_another_seed_or_round_draws_other_texts(change, source, models, whole, 
         ({"captioner": 2}, "with another captioner: choose another --output, or delete it"),
         ({"judge": 2}, "with another filter: choose"),
         ({"source": "other"}, "with another input: choose"),
+        ({"prompt": "a photo of"}, "with another prompt: choose"),
+        ({"vocabulary": "captioner"}, "with another captioner vocabulary: choose"),
+        ({"vocabulary": "filter"}, "with another filter vocabulary: choose"),
+        ({"generation": {"repetition_penalty": 1.5}}, "with another generation config: choose"),
     ],
 )
 def test_what_others_made_is_refused(change, message, source, models, tmp_path):
+    change = {**change}
     run(source, tmp_path, models, shards=[0])
     captioner, first, judge, second = models
     if "captioner" in change:
@@ -159,6 +165,15 @@ def test_what_others_made_is_refused(change, message, source, models, tmp_path):
         other = source.with_name("other.jsonl")
         other.write_text(source.read_text().replace("grass", "sand"))
         source = other
+    if "prompt" in change:
+        first = tiny_processor("blip", prompt=change.pop("prompt"))
+    if "vocabulary" in change:
+        other = tiny_processor("blip")
+        other.tokenizer.add_tokens(["zebra"])
+        first, second = (other, second) if change.pop("vocabulary") == "captioner" else (first, other)
+    if "generation" in change:
+        captioner = tiny_model("blip", "AutoModelForImageTextToText")
+        captioner.generation_config.update(**change.pop("generation"))
     with pytest.raises(ShardError, match=message):
         run(source, tmp_path, (captioner, first, judge, second), **change)
 
@@ -229,6 +244,32 @@ def test_a_prompt_is_cut_off_and_sizes_may_differ(source, models, tmp_path):
     with torch.no_grad():
         logits = judge(**batch, return_loss=False).itm_logits
     assert row["score"] == pytest.approx(logits.softmax(-1)[0, 1].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("failing", [{1}, {0, 1}], ids=["one of a batch", "a whole batch"])
+def test_an_image_that_fails_when_the_filter_opens_it_is_left_out(failing, source, models, tmp_path, monkeypatch):
+    captioner, first, judge, second = models
+    second = tiny_processor("blip")
+    second.image_processor.do_normalize = False
+    capfilt, rows = CapFilt(captioner, first, judge, second, Recipe(**RECIPE)), open_rows(source).read(0, 3)
+    load = capfilt.judge_loader._load
+
+    def fail(image, out):
+        if any(image == rows[number].image for number in failing):
+            raise ImageError(f"{image}: gone")
+        return load(image, out)
+
+    monkeypatch.setattr(capfilt.judge_loader, "_load", fail)
+    told = []
+    kept = capfilt(rows, 0, told.append)
+    assert set(kept.rows) == {0, 1, 2} - failing
+    assert (kept.counts.images, kept.counts.skipped) == (3 - len(failing), len(failing))
+    assert [line.partition(":")[0] for line in told] == [f"row {number}" for number in sorted(failing)]
+    for place, (number, text) in enumerate(zip(kept.rows, kept.texts, strict=True)):
+        batch = {**second(images=Image.open(rows[number].image)), **second(text=text, task="encode")}
+        with torch.no_grad():
+            logits = judge(**batch, return_loss=False).itm_logits
+        assert kept.scores[place] == pytest.approx(logits.softmax(-1)[0, 1].item(), abs=1e-5)
 
 
 def test_albef_is_a_filter_too(source, models, tmp_path):

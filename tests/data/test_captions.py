@@ -44,11 +44,20 @@ def test_a_missing_split_names_those_that_are_there(folder):
         read_captions(folder / "captions.jsonl", "val")
 
 
-@pytest.mark.parametrize("line", ["not json", '{"image": "0.png"}', "[]", '{"image": 3, "captions": []}'])
-def test_a_broken_line_is_named(folder, line):
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("not json", "is no JSON"),
+        ('{"image": "0.png"}', "has no 'captions' that is a list of strings; it has image"),
+        ('{"image": "0.png", "captions": "a dog"}', "has no 'captions' that is a list of strings"),
+        ("[]", "must be an object of columns, got list"),
+        ('{"image": 3, "captions": []}', "has no 'image' that is a string; it has image, captions"),
+    ],
+)
+def test_a_broken_line_is_named(folder, line, message):
     path = folder / "captions.jsonl"
-    path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(ValueError, match=r"captions.jsonl:4: not an object with image and captions"):
+    path.write_text(path.read_text() + "\n" + line + "\n")
+    with pytest.raises(ValueError, match=rf"captions.jsonl:5: {message}"):
         read_captions(path)
 
 

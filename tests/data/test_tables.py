@@ -5,6 +5,9 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
+from hfvlm.data.captions import read_captions
+from hfvlm.data.judgements import read_judgements
+from hfvlm.data.questions import read_questions
 from hfvlm.data.tables import read_table
 
 
@@ -80,3 +83,19 @@ def test_rows_without_splits(tmp_path):
     (tmp_path / "rows.json").write_text('[{"a": 1}]')
     with pytest.raises(ValueError, match="its rows name no split, leave split out"):
         read_table(tmp_path / "rows.json", "train")
+
+
+@pytest.mark.parametrize("read", [read_captions, read_questions, read_judgements])
+def test_every_reader_passes_over_blank_lines_and_names_splits_alike(read, tmp_path):
+    row = {"image": "a.png", "captions": ["a"], "question": "a", "answer": "b", "text": "a", "label": True}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n" + json.dumps({**row, "split": "test"}) + "\n\n" + json.dumps(row) + "\n \n")
+    assert [row["image"] for row in read(path)] == [tmp_path / "a.png"] * 2 and len(read(path, "test")) == 1
+    with pytest.raises(ValueError, match="rows.jsonl: has no row of split 'val'; it has test"):
+        read(path, "val")
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="rows.jsonl: holds no rows"):
+        read(path)
+    path.write_text(json.dumps(row))
+    with pytest.raises(ValueError, match="its rows name no split, leave split out"):
+        read(path, "test")

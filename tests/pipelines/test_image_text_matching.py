@@ -10,12 +10,13 @@ import hfvlm
 from hfvlm.images import ImageError
 
 
+RETRIEVAL = "AutoModelForImageTextRetrieval"
 TEXTS = ["a dog", "two cats on the beach", "a red ball"]
 
 
 @pytest.fixture(scope="module", params=["albef", "blip"])
 def parts(request):
-    return tiny_model(request.param, "AutoModelForImageTextRetrieval"), tiny_processor(request.param)
+    return tiny_model(request.param, RETRIEVAL), tiny_processor(request.param)
 
 
 @pytest.fixture
@@ -37,13 +38,38 @@ def test_texts_are_judged_as_by_the_head(pipe, parts, photos):
     rows = pipe(photos[0], text=TEXTS)
     assert [row["text"] for row in rows] == TEXTS
     assert [row["score"] for row in rows] == pytest.approx(outputs.itm_logits.softmax(-1)[:, 1].tolist(), abs=1e-5)
-    assert [row["similarity"] for row in rows] == pytest.approx(outputs.logits_per_image[0].tolist(), abs=1e-5)
+    cosines = outputs.image_embeds @ outputs.text_embeds.t()
+    assert [row["similarity"] for row in rows] == pytest.approx(cosines[0].tolist(), abs=1e-5)
 
 
 def test_images_with_texts_of_their_own(pipe, photos):
     rows = pipe([{"image": photos[0], "text": TEXTS[0]}, {"image": photos[1], "text": TEXTS}])
     assert [len(found) for found in rows] == [1, 3]
     assert rows[0] == pipe(photos[0], text=TEXTS[0])
+
+
+@pytest.mark.parametrize("own", [TEXTS[:2], TEXTS[1:2]], ids=["more than images", "one"])
+def test_a_batch_is_judged_as_each_image_alone(pipe, photos, own):
+    rows = [{"image": photos[0], "text": own}, {"image": photos[1], "text": [*TEXTS, "a dog on the beach"]}, photos[0]]
+    together = pipe(rows, text="a cat", batch_size=2)
+    for found, row in zip(together, rows, strict=True):
+        alone = pipe(row, text="a cat")
+        assert [one["text"] for one in found] == [one["text"] for one in alone]
+        for name in ("score", "similarity"):
+            assert [one[name] for one in found] == pytest.approx([one[name] for one in alone], abs=1e-5)
+
+
+def test_the_similarity_is_a_cosine_whatever_the_temperature(parts, photos):
+    model, processor = tiny_model(parts[0].config.model_type.removeprefix("hfvlm_"), RETRIEVAL), parts[1]
+    pipe = hfvlm.pipeline("image-text-matching", model, processor=processor, device="cpu")
+    before = pipe(photos[0], text=TEXTS)
+    with torch.no_grad():
+        model.temp.mul_(0.5)
+    assert pipe(photos[0], text=TEXTS) == before
+
+
+def test_a_row_with_nothing_of_its_own_takes_what_the_call_says(pipe, photos):
+    assert pipe({"image": photos[0], "text": None}, text="a dog") == pipe(photos[0], text="a dog")
 
 
 def test_a_saved_folder_answers(pipe, photos, tmp_path):

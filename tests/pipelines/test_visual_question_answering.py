@@ -11,12 +11,13 @@ from hfvlm.images import ImageError
 from hfvlm.pipelines.visual_question_answering import WRITING, VisualQuestionAnsweringPipeline
 
 
+ANSWERS = "AutoModelForVisualQuestionAnswering"
 QUESTION, CANDIDATES = "two red dogs on the grass", ["a dog", "two cats on the beach", "red", "blue"]
 
 
 @pytest.fixture(scope="module", params=["albef", "blip"])
 def parts(request):
-    return tiny_model(request.param, "AutoModelForVisualQuestionAnswering"), tiny_processor(request.param)
+    return tiny_model(request.param, ANSWERS), tiny_processor(request.param)
 
 
 @pytest.fixture
@@ -85,6 +86,43 @@ def test_a_batch_is_answered_as_each_alone(pipe, photos, options):
         alone = pipe(row, **options)
         assert [one["answer"] for one in found] == [one["answer"] for one in alone]
         assert [one["score"] for one in found] == pytest.approx([one["score"] for one in alone], rel=1e-3)
+
+
+def test_answers_that_read_padding_are_those_of_generate(parts, photos):
+    """As the converter sets BLIP: the padding of a batch's shorter questions is written from, and scored by, too."""
+    model = tiny_model(parts[0].config.model_type.removeprefix("hfvlm_"), ANSWERS, answers_read_padding=True)
+    processor, questions = parts[1], [QUESTION, "a cat"]
+    pipe = hfvlm.pipeline("visual-question-answering", model, processor=processor, device="cpu")
+    options = {"task": "encode"} if isinstance(processor, hfvlm.BlipProcessor) else {}
+    batch = processor(images=photos, text=questions, **options)
+    assert not batch["attention_mask"].all()
+    how = {"num_beams": 1, "max_new_tokens": 4, "return_dict_in_generate": True, "output_logits": True}
+    made = model.generate(**batch, **how)
+    found = pipe(
+        [{"image": photo, "question": question} for photo, question in zip(photos, questions)],
+        batch_size=2,
+        generate_kwargs={"num_beams": 1, "max_new_tokens": 4},
+    )
+    likely = torch.stack(made.logits, dim=1).log_softmax(-1)
+    for row, ids, scores in zip(found, made.sequences, likely, strict=True):
+        assert row[0]["answer"] == processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        ended = (ids[1:] == model.config.text_config.eos_token_id).nonzero()
+        length = int(ended[0]) + 1 if len(ended) else len(ids) - 1
+        chosen = scores[:length].gather(-1, ids[1 : length + 1, None])
+        assert row[0]["score"] == pytest.approx(chosen.sum().exp().item(), rel=1e-4)
+
+
+def test_the_ranking_never_reads_padding(parts, photos):
+    model = tiny_model(parts[0].config.model_type.removeprefix("hfvlm_"), ANSWERS, answers_read_padding=True)
+    pipe = hfvlm.pipeline("visual-question-answering", model, processor=parts[1], device="cpu")
+    rows = [{"image": photos[0], "question": QUESTION}, {"image": photos[1], "question": "a cat"}]
+    for found, row in zip(pipe(rows, batch_size=2, candidates=CANDIDATES), rows, strict=True):
+        alone = pipe(row, candidates=CANDIDATES)
+        assert [one["score"] for one in found] == pytest.approx([one["score"] for one in alone], rel=1e-3)
+
+
+def test_a_row_with_nothing_of_its_own_takes_what_the_call_says(pipe, photos):
+    assert pipe({"image": photos[0], "question": None}, question="a cat") == pipe(photos[0], question="a cat")
 
 
 def test_a_saved_folder_answers(pipe, photos, tmp_path):

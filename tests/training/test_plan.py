@@ -381,6 +381,22 @@ def test_an_output_is_one_run(recipe, read, mistakes, processors):
     assert {path.name for path in folder.parent.iterdir()} == {"checkpoint-2", "checkpoint-3", "model", "recipe.yaml"}
 
 
+def test_what_a_kill_left_of_a_model_is_removed_first(recipe, read):
+    left = Path(recipe["output"]) / ".model-new"
+    left.mkdir(parents=True)
+    (left / "adapter_config.json").write_text("{")
+    recipe["training"] |= {"max_steps": 1, "save_strategy": "no"}
+    folder = prepare(read(recipe)).train()
+    assert not (folder / "adapter_config.json").exists() and not left.exists()
+
+
+def test_half_a_checkpoint_is_none(recipe, mistakes):
+    state = Path(recipe["output"]) / "checkpoint-3" / "trainer_state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text('{"global_step": 3, "log_hist')
+    assert "holds no whole checkpoint to resume" in mistakes(recipe, resume=True)[0]
+
+
 def test_the_trained_captioner_captions(recipe, read, data):
     recipe |= {"task": "captioning"}
     recipe["training"] |= {"max_steps": 1, "save_strategy": "no"}

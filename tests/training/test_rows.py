@@ -102,6 +102,46 @@ def test_of_many_wrong_rows_the_first_are_told(table):
     assert len(table([{"image": "none.png", "captions": ["a"]}] * 20)[1]) == 3
 
 
+GOOD = [{"image": "red.png", "captions": "a", "image_id": 1}] * 1200
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"image": "none.png"}, "data.train: row 1200: {folder}/none.png: no such file"),
+        ({"image": "."}, "data.train: row 1200: {folder}: no such file"),
+        ({"image": 3}, "data.train: row 1200, column 'image' must hold a path or a URL, got a whole number"),
+        ({"captions": None}, "row 1200, column 'captions' must hold a text or a list of texts, got nothing"),
+        ({"captions": " "}, "row 1200, column 'captions' holds no text"),
+        ({"image_id": None}, "row 1200, column 'image_id' is empty"),
+        ({"image_id": [1]}, "row 1200, column 'image_id' must hold a whole number or a text, got a list"),
+    ],
+)
+def test_a_wrong_row_behind_the_first_ones(table, tmp_path, row, message):
+    rows, mistakes = table([*GOOD, {**GOOD[0], **row}])
+    assert rows is None and len(mistakes) == 1 and message.format(folder=tmp_path) in mistakes[0]
+
+
+def test_a_url_is_no_file_to_look_for(table):
+    rows, mistakes = table([*GOOD, {**GOOD[0], "image": "https://example.org/red.png"}])
+    assert mistakes == [] and len(rows) == 1201
+
+
+def test_paths_in_a_data_set_on_disk_are_looked_for(table, tmp_path):
+    table(GOOD[:1])
+    photos = [{"image": str(tmp_path / name), "caption": "a dog"} for name in ["red.png"] * 9 + ["none.png"] * 2]
+    Dataset.from_list(photos).save_to_disk(str(tmp_path / "data"))
+    mistakes = Mistakes()
+    assert read_rows(Source(tmp_path / "data"), "data.train", TASKS["retrieval"], mistakes, 1, None, 0) is None
+    assert mistakes.found == [f"data.train: row 9: {tmp_path / 'none.png'}: no such file"]
+
+
+def test_rows_without_an_image_id_show_images_of_their_own():
+    table = [{"image": "a.png", "image_id": number} for number in (7, None, 7, None, 8)]
+    rows = Rows(table, {"image_id": "image_id"}, {"image_id": "any"}, Path("."))
+    assert [rows[i]["index"] for i in range(5)] == [0, 1, 0, 2, 3]
+
+
 def test_wrong_columns(table):
     rows, mistakes = table([{"image": "red.png", "captions": "a"}], captoins="x", image="picture")
     assert rows is None

@@ -60,9 +60,9 @@ def match(
 
 def _draw(path: Path, picture: Image.Image, text: str, pipe: Any, layer: int | None) -> None:
     """Writes the picture with a map of the text over it."""
-    from hfvlm.data.captions import reading_options
     from hfvlm.data.files import replacing
     from hfvlm.grounding import draw_map, ground
+    from hfvlm.processing import reading_options
 
     inputs = pipe.processor(images=[picture], text=[text], **reading_options(pipe.processor))
     inputs = {name: value.to(pipe.device) for name, value in inputs.items()}

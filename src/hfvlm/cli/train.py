@@ -19,7 +19,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the output's last checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done.")] = False,
 ) -> None:
-    """Train a model by a recipe (examples/recipes); all mistakes in it are found before training starts."""
+    """Train a model by a recipe (examples/recipes); mistakes in it are found before training starts."""
     overrides = {}
     for change in changes or []:
         key, sign, value = change.partition("=")

@@ -4,6 +4,7 @@ Section 3.3 of BLIP, https://arxiv.org/abs/2201.12086.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -71,6 +72,12 @@ class Recipe:
         return int.from_bytes(hashlib.sha256(f"{self.seed}/{self.round}/{shard}".encode()).digest()[:8], "big") >> 1
 
 
+def _vocabulary(processor: Any) -> str:
+    """16 hexadecimal digits of the tokens and their ids."""
+    words = sorted(processor.tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
+
+
 class CapFilt:
     """A captioner and a filter that make rows of web images and texts into kept ones.
 
@@ -110,8 +117,18 @@ class CapFilt:
             "captioner": fingerprint(self.captioner, self.captioner_processor.image_processor),
             "filter": fingerprint(self.judge, self.judge_processor.image_processor),
             "dtype": f"{self.captioner.dtype}, {self.judge.dtype}",
+            "prompt": getattr(self.captioner_processor, "prompt", None) or "",
+            "captioner vocabulary": _vocabulary(self.captioner_processor),
+            "filter vocabulary": _vocabulary(self.judge_processor),
+            "generation config": self._generation_settings(),
             **asdict(self.recipe),
         }
+
+    def _generation_settings(self) -> dict[str, Any]:
+        """What the captioner's generation config says, most of which no call overrides."""
+        said = json.loads(self.captioner.generation_config.to_json_string(use_diff=True))
+        said.pop("transformers_version", None)
+        return said
 
     def __call__(self, rows: list[WebRow], shard: int, on_error: Callable[[str], None] | None = None) -> Kept:
         """The kept texts of a shard's rows.
@@ -134,16 +151,35 @@ class CapFilt:
             torch.manual_seed(self.recipe.shard_seed(shard))
             images = (row.image for row in rows)
             for positions, pixels in self.loader.stream(images, self.recipe.batch_size, skip):
-                self._batch([rows[position] for position in positions], pixels, kept, counts)
+                judged = pixels
+                if self.judge_loader is not None:
+                    positions, pixels, judged = self._judged_pixels(rows, positions, pixels, skip)
+                if positions:
+                    self._batch([rows[position] for position in positions], pixels, judged, kept, counts)
         kept.counts = counts
         return kept
 
-    def _batch(self, rows: list[WebRow], pixels: torch.Tensor, kept: Kept, counts: Counts) -> None:
+    def _judged_pixels(
+        self, rows: list[WebRow], positions: list[int], pixels: torch.Tensor, skip: Callable[[int, Exception], None]
+    ) -> tuple[list[int], torch.Tensor, torch.Tensor]:
+        """A batch's images opened again, as the filter's processor makes pixels of them; one that fails this time is
+        skipped. The positions and the captioner's pixels of those that remain, and the filter's pixels."""
+        images = [rows[position].image for position in positions]
+        found = self.judge_loader.stream(images, len(images), lambda place, error: skip(positions[place], error))
+        places, judged = next(iter(list(found)), ([], pixels[:0]))
+        return [positions[place] for place in places], pixels[places], judged
+
+    def _batch(
+        self, rows: list[WebRow], pixels: torch.Tensor, judged: torch.Tensor, kept: Kept, counts: Counts
+    ) -> None:
+        """Writes, judges and keeps texts of `rows`.
+
+        Args:
+            pixels, judged: `[rows, channels, h, w]`: the images of the captioner's processor, and of the filter's.
+        """
         written = self._write(pixels)
         texts = [[*row.texts, *new] for row, new in zip(rows, written, strict=True)]
-        if self.judge_loader is not None:
-            pixels = self.judge_loader([row.image for row in rows])["pixel_values"]
-        scores = iter(self.scores(pixels, texts))
+        scores = iter(self.scores(judged, texts))
         for row, said in zip(rows, texts, strict=True):
             counts.images += 1
             for place, text in enumerate(said):

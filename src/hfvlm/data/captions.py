@@ -1,7 +1,5 @@
 """Captioned images on disk, random views of them, and batches for `Trainer`."""
 
-import inspect
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from hfvlm.data.tables import read_lines, require_texts
 from hfvlm.images import open_image
+from hfvlm.processing import reading_options
 
 
 def read_captions(path: str | Path, split: str | None = None) -> list[dict[str, Any]]:
@@ -21,24 +21,17 @@ def read_captions(path: str | Path, split: str | None = None) -> list[dict[str, 
         the rows of `split` (all if None), `image` resolved against the file's folder.
 
     Raises:
-        ValueError: a line that is not such an object, by file and line; or no row in the split.
+        ValueError: a line that is not such an object, by file and line; no row, or none in the split.
     """
-    path = Path(path)
-    rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                if isinstance(row["captions"], str):
-                    raise TypeError("captions is a string, and must be a list of them")
-                rows.append({**row, "image": path.parent / row["image"], "captions": list(row["captions"])})
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}:{number}: not an object with image and captions ({error})") from error
-    chosen = [row for row in rows if split is None or row.get("split") == split]
-    if not chosen:
-        splits = sorted({str(row.get("split")) for row in rows})
-        raise ValueError(f"{path} has no row of split {split!r}; it has {', '.join(splits)}")
-    return chosen
+    return read_lines(path, split, _captioned)
+
+
+def _captioned(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    require_texts(row, "image")
+    captions = row.get("captions")
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise ValueError(f"has no 'captions' that is a list of strings; it has {', '.join(row)}")
+    return {**row, "image": folder / row["image"]}
 
 
 def seeded(seed: int, epoch: int, index: int) -> torch.Generator:
@@ -160,11 +153,6 @@ class PairCollator:
         texts = [captions[torch.randint(len(captions), ()).item()] for captions in column(items, "captions")]
         batch = self.processor(text=texts, max_length=self.max_length, **images)
         return {**batch, "image_ids": torch.tensor(column(items, "index")), "return_loss": True}
-
-
-def reading_options(processor: Any) -> dict[str, str]:
-    """What a processor whose model also writes texts is told, so that it takes them as texts to be read."""
-    return {"task": "encode"} if "task" in inspect.signature(type(processor).__call__).parameters else {}
 
 
 class GroupedPairCollator:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from hfvlm.data.captions import reading_options
+from hfvlm.processing import reading_options
 
 
 class ClassCollator:

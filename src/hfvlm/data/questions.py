@@ -1,6 +1,5 @@
 """Questions about images on disk, with their answers, and batches of them for heads that answer."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,9 @@ from typing import Any
 
 import torch
 
-from hfvlm.data.captions import column, reading_options
+from hfvlm.data.captions import column
+from hfvlm.data.tables import read_lines, require_texts
+from hfvlm.processing import reading_options
 
 
 def read_questions(path: str | Path, split: str | None = None) -> list[dict[str, Any]]:
@@ -20,29 +21,13 @@ def read_questions(path: str | Path, split: str | None = None) -> list[dict[str,
         the rows of `split` (all if None): `image` resolved against the file's folder, and `answers`, always a list.
 
     Raises:
-        ValueError: a line that is not such an object, by file and line; or no row in the split.
+        ValueError: a line that is not such an object, by file and line; no row, or none in the split.
     """
-    path = Path(path)
-    rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                rows.append(_row(json.loads(line), path.parent))
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{path}:{number}: {error}") from error
-    chosen = [row for row in rows if split is None or row.get("split") == split]
-    if not chosen:
-        splits = ", ".join(sorted({str(row.get("split")) for row in rows}))
-        raise ValueError(f"{path} has no row of split {split!r}; it has {splits or 'no rows at all'}")
-    return chosen
+    return read_lines(path, split, _asked)
 
 
-def _row(row: Any, folder: Path) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise ValueError(f"not an object with image, question and answer or answers, but {type(row).__name__}")
-    for name in ("image", "question"):
-        if not isinstance(row.get(name), str):
-            raise ValueError(f"has no {name!r} that is a string; it has {', '.join(row) or 'nothing'}")
+def _asked(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    require_texts(row, "image", "question")
     if "answers" not in row and "answer" not in row:
         raise ValueError(f"has neither 'answer' nor 'answers'; it has {', '.join(row)}")
     answers = row["answers"] if "answers" in row else [row["answer"]]

@@ -1,7 +1,7 @@
 """Rows with named columns from the kinds of files that image-text data comes in."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,41 @@ def read_table(path: str | Path, split: str | None = None) -> tuple[Sequence[dic
     rows = _json_lines(path) if path.suffix == ".jsonl" else _json_list(path)
     if not rows:
         raise ValueError(f"{path}: holds no rows")
-    if split is not None:
-        rows = [rows[i] for i in _of_split(path, [row.get("split") for row in rows], split)]
+    rows = _rows_of_split(path, rows, split)
     return rows, list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _json_lines(path: Path) -> list[dict]:
+def read_lines(
+    path: str | Path, split: str | None, check: Callable[[dict[str, Any], Path], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Reads a `.jsonl`, an object a line; blank lines do not count.
+
+    Args:
+        split: only the rows whose `split` it is; None: all.
+        check: `(row, the file's folder)` -> the row as it should be, or a ValueError.
+
+    Raises:
+        ValueError: a line that is no such object, by file and line; no row, or none of the split.
+        OSError: the file cannot be read.
+    """
+    path = Path(path)
+    rows = _json_lines(path, lambda row: check(row, path.parent))
+    if not rows:
+        raise ValueError(f"{path}: holds no rows")
+    return _rows_of_split(path, rows, split)
+
+
+def require_texts(row: dict[str, Any], *names: str) -> None:
+    """
+    Raises:
+        ValueError: a row has no string under one of the names.
+    """
+    for name in names:
+        if not isinstance(row.get(name), str):
+            raise ValueError(f"has no {name!r} that is a string; it has {', '.join(row) or 'nothing'}")
+
+
+def _json_lines(path: Path, check: Callable[[dict], dict] = lambda row: row) -> list[dict]:
     rows = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
@@ -53,7 +82,10 @@ def _json_lines(path: Path) -> list[dict]:
                 raise ValueError(f"{path}:{number}: is no JSON ({error})") from error
             if not isinstance(row, dict):
                 raise ValueError(f"{path}:{number}: must be an object of columns, got {type(row).__name__}")
-            rows.append(row)
+            try:
+                rows.append(check(row))
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: {error}") from error
     return rows
 
 
@@ -65,6 +97,12 @@ def _json_list(path: Path) -> list[dict]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path}: must hold a list of objects, each a row")
     return rows
+
+
+def _rows_of_split(path: Path, rows: list[dict], wanted: str | None) -> list[dict]:
+    if wanted is None:
+        return rows
+    return [rows[i] for i in _of_split(path, [row.get("split") for row in rows], wanted)]
 
 
 def _of_split(path: Path, splits: Sequence[Any], wanted: str) -> list[int]:

@@ -1,16 +1,16 @@
 """The image-text-matching pipeline: how well texts describe an image, judged pair by pair."""
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from transformers import Pipeline
+import torch
 
 from hfvlm.embedder import Embedder
 from hfvlm.images import open_image
+from hfvlm.pipelines.base import VlmPipeline
 
 
-class ImageTextMatchingPipeline(Pipeline):
+class ImageTextMatchingPipeline(VlmPipeline):
     """Judges texts with an image.
 
     ```python
@@ -26,22 +26,19 @@ class ImageTextMatchingPipeline(Pipeline):
     The other arguments are those of `transformers.Pipeline` and those of a call.
     """
 
-    _load_processor = True
-    _load_tokenizer = False
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_video_processor = False
+    name = "image-text-matching"
 
     def __init__(self, model: Any, processor: Any = None, **kwargs: Any):
-        if processor is None:
-            raise ValueError("image-text-matching needs processor=, which prepares the images and texts for the model")
+        super().__init__(model=model, processor=processor, **kwargs)
+        self._embedder = Embedder(self.model, processor)
+
+    @staticmethod
+    def check_model(model: Any) -> None:
         if not hasattr(model, "match"):
             raise TypeError(
                 f"{type(model).__name__} does not judge pairs of images and texts: use a retrieval head, such as "
                 "BlipForImageTextRetrieval"
             )
-        super().__init__(model=model, processor=processor, **kwargs)
-        self._embedder = Embedder(self.model, processor)
 
     def _sanitize_parameters(
         self, text: str | Sequence[str] | None = None, timeout: float | None = None
@@ -56,6 +53,7 @@ class ImageTextMatchingPipeline(Pipeline):
             images: a path, URL, PIL image or bytes; a mapping with that as its "image", and perhaps its own "text"; or
                 a list of these.
             text: a text or several, judged with every image that has none of its own. The image is encoded once.
+            batch_size: images at a time, with all of their texts.
             timeout: seconds to wait for a URL's server.
 
         Returns:
@@ -67,43 +65,46 @@ class ImageTextMatchingPipeline(Pipeline):
             ValueError: no image, no text, or an empty one.
             TypeError: a text that is no string.
         """
-        images = kwargs.pop("inputs", None) if images is None else images
-        if images is None:
-            raise ValueError("pass images: a path, URL, PIL image, bytes, or several of them")
-        return super().__call__(images, **kwargs)
+        return super().__call__(self.given_images(images, kwargs), **kwargs)
 
     def preprocess(self, inputs: Any, text: Any = None, timeout: float | None = None) -> dict[str, Any]:
         """One image as the model's input of a batch of one, and its texts as they are."""
-        if isinstance(inputs, Mapping):
-            if "image" not in inputs:
-                raise ValueError(f"a row needs an 'image', this one has {', '.join(map(str, inputs))}")
-            text = inputs.get("text", text)
-            inputs = inputs["image"]
+        image, text = self.image_and("text", inputs, text)
         texts = [text] if isinstance(text, str) else list(text or [])
         for one in texts:
             if not isinstance(one, str):
                 raise TypeError(f"text must be a string or a list of strings, got {type(one).__name__}")
         if not texts or not all(one.strip() for one in texts):
             raise ValueError("text is empty: say what to judge the image by")
-        return {**self._embedder.loader([open_image(inputs, timeout)]), "texts": texts}
+        return {**self._embedder.loader([open_image(image, timeout)]), "texts": texts}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
         texts = model_inputs["texts"]
-        texts = texts[0] if texts and isinstance(texts[0], list) else texts  # as a batch of one is collated
-        pixels = model_inputs["pixel_values"].to(self.device, self.model.dtype)
-        batch = {name: value.to(self.device) for name, value in self._embedder.tokens(texts).items()}
-        outputs = self.model(pixel_values=pixels, return_loss=False, **batch)
-        return {
-            "texts": texts,
-            "scores": outputs.itm_logits.float().softmax(dim=-1)[:, 1],
-            "similarities": outputs.logits_per_image[0],
+        alone = isinstance(texts[0], str)  # a batch of one comes as it is
+        texts = [texts] if alone else texts
+        batch = {
+            name: value.to(self.device)
+            for name, value in self._embedder.tokens([text for own in texts for text in own]).items()
         }
+        images, tokens = self._embedder.encode(pixel_values=model_inputs["pixel_values"])
+        words, states = self._embedder.encode(**batch)
+        counts = torch.tensor([len(own) for own in texts])
+        of_text = torch.arange(len(texts)).repeat_interleave(counts)  # the image of each
+        logits = self.model.match(
+            tokens,
+            batch["input_ids"],
+            batch["attention_mask"],
+            memory_index=None if alone else of_text.to(self.device),
+            text_embeds=states if self.model.fusion_layer else None,
+        )
+        judged = {
+            "scores": logits.float().softmax(dim=-1)[:, 1].cpu(),
+            "similarities": (images[of_text] * words).sum(dim=-1),
+        }
+        rows = {name: [part.tolist() for part in value.split(counts.tolist())] for name, value in judged.items()}
+        rows["texts"] = texts
+        return {name: value[0] for name, value in rows.items()} if alone else rows
 
     def postprocess(self, model_outputs: dict[str, Any]) -> list[dict[str, Any]]:
-        rows = zip(model_outputs["texts"], model_outputs["scores"].tolist(), model_outputs["similarities"].tolist())
+        rows = zip(*(model_outputs[name] for name in ("texts", "scores", "similarities")), strict=True)
         return [{"text": text, "score": score, "similarity": similarity} for text, score, similarity in rows]
-
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Saves the model and the processor."""
-        super().save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)

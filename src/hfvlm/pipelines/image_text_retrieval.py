@@ -1,23 +1,23 @@
 """The image-text-retrieval pipeline: the images of a collection that fit a text or an image, or the texts that fit."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import Pipeline
 from transformers.utils import logging
 
 from hfvlm.embedder import Embedder
-from hfvlm.images import ImageError, images_in, open_image
+from hfvlm.images import ImageError, image_of, images_in, open_image
 from hfvlm.nearest import nearest
+from hfvlm.pipelines.base import VlmPipeline
 from hfvlm.reranking import UNRANKED, check_judges, judge_pairs
 
 
 logger = logging.get_logger(__name__)
 
 
-class ImageTextRetrievalPipeline(Pipeline):
+class ImageTextRetrievalPipeline(VlmPipeline):
     """Searches a collection of images or of texts.
 
     ```python
@@ -35,17 +35,9 @@ class ImageTextRetrievalPipeline(Pipeline):
     The other arguments are those of `transformers.Pipeline` and those of a call.
     """
 
-    _load_processor = True
-    _load_tokenizer = False
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_video_processor = False
+    name = "image-text-retrieval"
 
     def __init__(self, model: Any, processor: Any = None, **kwargs: Any):
-        if processor is None:
-            raise ValueError(
-                "image-text-retrieval needs processor=, which prepares the images and texts for the model"
-            )
         super().__init__(model=model, processor=processor, **kwargs)
         self._embedder = Embedder(self.model, processor)
         self._kind: str | None = None
@@ -159,11 +151,9 @@ class ImageTextRetrievalPipeline(Pipeline):
             ImageError: an image that cannot be used, by name.
             ValueError: no query, or an empty text; `rerank` by a model that judges no pairs, or of two of a kind.
         """
-        queries = kwargs.pop("inputs", None) if queries is None else queries
         if self._kind is None:
             raise RuntimeError("there is nothing to search yet: call index(images=...) or index(texts=...) first")
-        if queries is None:
-            raise ValueError("pass a query: a text, an image, or a list of them")
+        queries = self.given_images(queries, kwargs, "a query: a text, an image, or a list of them")
         if not isinstance(queries, (list, tuple)):
             return super().__call__(queries, **kwargs)
         kinds = {isinstance(query, str) for query in queries}
@@ -177,11 +167,7 @@ class ImageTextRetrievalPipeline(Pipeline):
             if not inputs.strip():
                 raise ValueError("the query is an empty text: say what to look for")
             return {"text": inputs}
-        if isinstance(inputs, Mapping):
-            if "image" not in inputs:
-                raise ValueError(f"a query needs an 'image', this one has {', '.join(map(str, inputs))}")
-            inputs = inputs["image"]
-        return self._embedder.loader([open_image(inputs, timeout)])
+        return self._embedder.loader([open_image(image_of(inputs), timeout)])
 
     def _forward(self, model_inputs: dict[str, Any], rerank: int | None = None) -> dict[str, torch.Tensor]:
         texts = model_inputs.pop("text", None)
@@ -241,8 +227,3 @@ class ImageTextRetrievalPipeline(Pipeline):
     def _result(self, score: float, row: int) -> dict[str, Any]:
         index = self._rows[row]
         return {"score": score, self._kind: self._items[index], "index": index}
-
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Saves the model and the processor, without the collection."""
-        super().save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)

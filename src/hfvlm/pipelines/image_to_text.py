@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from transformers import Pipeline
 
 from hfvlm.images import open_image
+from hfvlm.pipelines.base import VlmPipeline
 
 
 class _Rows(Dataset):
@@ -38,7 +38,7 @@ def _is_one(inputs: Any) -> bool:
     return not hasattr(inputs, "__iter__") and not hasattr(inputs, "__getitem__")
 
 
-class ImageToTextPipeline(Pipeline):
+class ImageToTextPipeline(VlmPipeline):
     """Captions images.
 
     ```python
@@ -54,16 +54,8 @@ class ImageToTextPipeline(Pipeline):
     The other arguments are those of `transformers.Pipeline` and those of a call.
     """
 
-    _load_processor = True
-    _load_tokenizer = False
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_video_processor = False
-
-    def __init__(self, model: Any, processor: Any = None, **kwargs: Any):
-        if processor is None:
-            raise ValueError("image-to-text needs processor=, which prepares the images and prompts for the model")
-        super().__init__(model=model, processor=processor, **kwargs)
+    name = "image-to-text"
+    prepares = "images and prompts"
 
     def _sanitize_parameters(
         self,
@@ -106,9 +98,7 @@ class ImageToTextPipeline(Pipeline):
             ImageError: an image that cannot be used, by name.
             ValueError: an empty or too long prompt; no image.
         """
-        images = kwargs.pop("inputs", None) if images is None else images
-        if images is None:
-            raise ValueError("pass images: a path, URL, PIL image, bytes, or several of them")
+        images = self.given_images(images, kwargs)
         if _is_one(images):
             return super().__call__(images, **kwargs)
         if hasattr(images, "__len__") and len(images) == 0:
@@ -123,12 +113,8 @@ class ImageToTextPipeline(Pipeline):
 
     def preprocess(self, inputs: Any, prompt: str | None = None, timeout: float | None = None) -> dict[str, Any]:
         """One image, as the model's inputs of a batch of one; the prompt's ids as a list, to be padded later."""
-        if isinstance(inputs, Mapping):
-            if "image" not in inputs:
-                raise ValueError(f"a row needs an 'image', this one has {', '.join(map(str, inputs))}")
-            prompt = prompt if inputs.get("prompt") is None else inputs["prompt"]
-            inputs = inputs["image"]
-        image = open_image(inputs, timeout)
+        image, prompt = self.image_and("prompt", inputs, prompt)
+        image = open_image(image, timeout)
         text = {} if prompt is None else {"text": prompt}
         features = self.processor(images=image, return_tensors="pt", **text).to(self.dtype)
         ids = features.pop("input_ids", None)
@@ -163,8 +149,3 @@ class ImageToTextPipeline(Pipeline):
         sequences, cut = model_outputs["sequences"][0], int(model_outputs["cut"][0])
         texts = self.processor.batch_decode(sequences[:, cut:], skip_special_tokens=True)
         return [{"generated_text": text.strip()} for text in texts]
-
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Saves the model and the processor, so that the folder answers `pipeline("image-to-text", model=folder)`."""
-        super().save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)

@@ -1,22 +1,21 @@
 """The visual-question-answering pipeline: answers to questions about images, written or chosen from a list."""
 
-import inspect
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import Pipeline
 
 from hfvlm.images import open_image
+from hfvlm.pipelines.base import VlmPipeline
 from hfvlm.pixels import PixelLoader
+from hfvlm.processing import reading_options
 
 
 #: of written answers, unless a call says otherwise: as ALBEF and BLIP are evaluated
 WRITING = {"num_beams": 3, "max_new_tokens": 10}
 
 
-class VisualQuestionAnsweringPipeline(Pipeline):
+class VisualQuestionAnsweringPipeline(VlmPipeline):
     """Answers questions about images.
 
     ```python
@@ -34,23 +33,21 @@ class VisualQuestionAnsweringPipeline(Pipeline):
     The other arguments are those of `transformers.Pipeline` and those of a call.
     """
 
-    _load_processor = True
-    _load_tokenizer = False
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_video_processor = False
+    name = "visual-question-answering"
+    prepares = "images and questions"
 
     def __init__(self, model: Any, processor: Any = None, **kwargs: Any):
-        if processor is None:
-            raise ValueError("visual-question-answering needs processor=, which prepares images and questions")
+        super().__init__(model=model, processor=processor, **kwargs)
+        self._loader = PixelLoader(processor.image_processor)
+        self._reading = reading_options(processor)
+
+    @staticmethod
+    def check_model(model: Any) -> None:
         if not hasattr(model, "rank_answers"):
             raise TypeError(
                 f"{type(model).__name__} does not answer questions: use a head that does, such as "
                 "BlipForVisualQuestionAnswering"
             )
-        super().__init__(model=model, processor=processor, **kwargs)
-        self._loader = PixelLoader(processor.image_processor)
-        self._reading = {"task": "encode"} if "task" in inspect.signature(processor.__call__).parameters else {}
 
     def _sanitize_parameters(
         self,
@@ -98,10 +95,8 @@ class VisualQuestionAnsweringPipeline(Pipeline):
             ValueError: no image, no question, an empty list of candidates or an empty one among them.
             TypeError: a question or a candidate that is no string.
         """
-        images = kwargs.pop("inputs", None) if images is None else images
         images = kwargs.pop("image", None) if images is None else images
-        if images is None:
-            raise ValueError("pass images: a path, URL, PIL image, bytes, or several of them")
+        images = self.given_images(images, kwargs)
         if question is not None:
             kwargs["question"] = question
         if isinstance(kwargs.get("candidates"), str):
@@ -110,14 +105,10 @@ class VisualQuestionAnsweringPipeline(Pipeline):
 
     def preprocess(self, inputs: Any, question: str | None = None, timeout: float | None = None) -> dict[str, Any]:
         """One image and its question as the model's inputs of a batch of one."""
-        if isinstance(inputs, Mapping):
-            if "image" not in inputs:
-                raise ValueError(f"a row needs an 'image', this one has {', '.join(map(str, inputs))}")
-            question = inputs.get("question", question)
-            inputs = inputs["image"]
+        image, question = self.image_and("question", inputs, question)
         self._check_text("question", question or "")
         text = self.processor(text=[question], return_tensors="pt", **self._reading)
-        return {**self._loader([open_image(inputs, timeout)]), **text}
+        return {**self._loader([open_image(image, timeout)]), **text}
 
     @staticmethod
     def _check_text(name: str, text: Any) -> None:
@@ -152,6 +143,8 @@ class VisualQuestionAnsweringPipeline(Pipeline):
         ends = torch.as_tensor(self.model.generation_config.eos_token_id, device=ids.device)
         ended = torch.isin(ids[:, 1:], ends).long()
         labels = ids[:, 1:].masked_fill(ended.cumsum(-1) > ended, -100)  # nothing after the end token counts
+        visible = self.model.memory_mask(read["encoder_outputs"][0], read["attention_mask"])
+        read = {**read, "attention_mask": visible}
         logits = self.model(**read, decoder_input_ids=ids).logits[:, :-1].float()
         losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
         scores, order = losses.sum(-1).neg().exp().view(questions, -1).sort(dim=-1, descending=True, stable=True)
@@ -184,8 +177,3 @@ class VisualQuestionAnsweringPipeline(Pipeline):
         else:
             texts = [candidates[place] for place in model_outputs["places"][0].tolist()]
         return [{"answer": text.strip(), "score": score} for text, score in zip(texts, scores, strict=True)]
-
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Saves the model and the processor."""
-        super().save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)

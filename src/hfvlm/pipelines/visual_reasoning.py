@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import Pipeline
 
 from hfvlm.images import open_image
+from hfvlm.pipelines.base import VlmPipeline
 from hfvlm.pixels import PixelLoader
+from hfvlm.processing import reading_options
 
 
-class VisualReasoningPipeline(Pipeline):
+class VisualReasoningPipeline(VlmPipeline):
     """Judges statements about two images.
 
     ```python
@@ -28,23 +29,21 @@ class VisualReasoningPipeline(Pipeline):
     The other arguments are those of `transformers.Pipeline` and those of a call.
     """
 
-    _load_processor = True
-    _load_tokenizer = False
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_video_processor = False
+    name = "visual-reasoning"
+    prepares = "images and statements"
 
     def __init__(self, model: Any, processor: Any = None, **kwargs: Any):
-        if processor is None:
-            raise ValueError("visual-reasoning needs processor=, which prepares images and statements for the model")
+        super().__init__(model=model, processor=processor, **kwargs)
+        self._loader = PixelLoader(processor.image_processor)
+        self._reading = reading_options(processor)
+
+    @staticmethod
+    def check_model(model: Any) -> None:
         if "pixel_values_second" not in inspect.signature(model.forward).parameters:
             raise TypeError(
                 f"{type(model).__name__} does not read two images: use a head for visual reasoning, such as "
                 "BlipForVisualReasoning"
             )
-        super().__init__(model=model, processor=processor, **kwargs)
-        self._loader = PixelLoader(processor.image_processor)
-        self._reading = {"task": "encode"} if "task" in inspect.signature(processor.__call__).parameters else {}
 
     def _sanitize_parameters(self, text: str | None = None, timeout: float | None = None) -> tuple[dict, dict, dict]:
         reading = {"text": text, "timeout": timeout}
@@ -70,9 +69,7 @@ class VisualReasoningPipeline(Pipeline):
             ValueError: no images, one image, or more than two; no statement, or an empty one.
             TypeError: a statement that is no string.
         """
-        images = kwargs.pop("inputs", None) if images is None else images
-        if images is None:
-            raise ValueError("pass images: two of them, [first, second], or a list of such pairs")
+        images = self.given_images(images, kwargs, "images: two of them, [first, second], or a list of such pairs")
         if text is not None:
             kwargs["text"] = text
         if isinstance(images, (list, tuple)) and not any(isinstance(item, (list, tuple, Mapping)) for item in images):
@@ -130,8 +127,3 @@ class VisualReasoningPipeline(Pipeline):
         names = self.model.config.id2label
         scores = enumerate(model_outputs["scores"][0].tolist())
         return [{"label": names[i], "score": score} for i, score in sorted(scores, key=lambda one: -one[1])]
-
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Saves the model and the processor."""
-        super().save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)

@@ -1,5 +1,6 @@
 """From a recipe to a run: everything is checked and built first, then trained by the stock `Trainer`."""
 
+import json
 import math
 import os
 import shutil
@@ -111,8 +112,11 @@ class Plan:
 
     @staticmethod
     def _save(trainer: PartsTrainer, folder: Path) -> Path:
-        """Writes beside, and moves into place."""
+        """Writes beside, and moves into place; every process returns when it is there."""
         new = folder.with_name(".model-new")
+        if trainer.is_world_process_zero() and new.exists():  # half a model, left by a kill
+            shutil.rmtree(new)
+        trainer.accelerator.wait_for_everyone()
         trainer.save_model(str(new))  # all processes take part
         if trainer.is_world_process_zero():
             (new / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml says the same
@@ -123,6 +127,7 @@ class Plan:
                 shutil.rmtree(old)
             else:
                 os.replace(new, folder)
+        trainer.accelerator.wait_for_everyone()
         return folder
 
 
@@ -213,6 +218,15 @@ def _check_queue(config: Any, arguments: TrainingArguments, recipe: Recipe, task
         )
 
 
+def _is_json(path: Path) -> bool:
+    """Whether a file is whole; a kill may have left half of it."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
 def _check_output(recipe: Recipe, resume: bool, mistakes: Mistakes) -> Path | None:
     """The checkpoint to resume."""
     output = recipe.output
@@ -224,7 +238,7 @@ def _check_output(recipe: Recipe, resume: bool, mistakes: Mistakes) -> Path | No
         mistakes.add("output", f"{output} cannot be written: {above} is no folder that may be written to")
         return None
     whole = sorted(
-        (path.parent for path in output.glob("checkpoint-*/trainer_state.json")),  # what is written last
+        (path.parent for path in output.glob("checkpoint-*/trainer_state.json") if _is_json(path)),  # written last
         key=lambda folder: int(folder.name.rpartition("-")[2]),
     )
     if not resume:

@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 
 from hfvlm.data.augment import training_view
 from hfvlm.data.captions import draw_captions, random_view, seeded
-from hfvlm.data.judgements import class_numbers
+from hfvlm.data.judgements import class_numbers, is_label
 from hfvlm.data.tables import read_table
 from hfvlm.images import ImageError, open_image
 from hfvlm.training.mistakes import Mistakes, kind, nearest
@@ -20,8 +21,10 @@ from hfvlm.training.recipe import RAND_AUGMENT, Source
 from hfvlm.training.tasks import Column, Task
 
 
-#: rows whose images are opened before training starts, and rows whose texts are looked at
-FIRST_IMAGES, FIRST_ROWS = 8, 1000
+#: rows whose images are opened before training starts; of data sets on disk no other rows are looked at
+FIRST_ROWS = 8
+#: mistakes of a source that are told
+SHOWN = 3
 #: what columns hold that have one text or several
 LISTS = ("texts", "answers")
 
@@ -63,23 +66,46 @@ class Rows(Dataset):
     def __len__(self) -> int:
         return len(self.table)
 
+    def values(self, column: str) -> list[Any]:
+        """A column of the table, None where a row lacks it."""
+        return [row.get(column) for row in self.table] if isinstance(self.table, list) else self.table[column]
+
     def _number_images(self) -> list[int] | None:
-        """The number of each row's image: rows of one `image_id`, or of one path, show the same image."""
+        """The number of each row's image: rows of one `image_id`, or of one path, show the same image; a row without
+        has a number of its own."""
         name = self.columns.get("image_id", self.columns.get("image"))
         if name is None or not isinstance(self.table[0].get(name), (str, int)):
             return None  # images themselves: each its own
-        keys = [row.get(name) for row in self.table] if isinstance(self.table, list) else self.table[name]
         seen: dict[Any, int] = {}
+        keys = (key if isinstance(key, (str, int)) else (place,) for place, key in enumerate(self.values(name)))
         return [seen.setdefault(key, len(seen)) for key in keys]
 
     def source(self, index: int, name: str = "image") -> Any:
         """Where an image of a row is: anything that `open_image` takes."""
-        value = self.table[index][self.columns[name]]
+        return self._source(self.table[index][self.columns[name]])
+
+    def _source(self, value: Any) -> Any:
         if isinstance(value, dict):  # as `datasets` stores images
             value = value["bytes"] if value.get("bytes") is not None else value["path"]
         if isinstance(value, (str, os.PathLike)) and not str(value).startswith(("http://", "https://", "data:")):
             return self.folder / value
         return value
+
+    def missing_images(self) -> Iterator[tuple[int, Path]]:
+        """Rows whose images are files that are not there, and the file, each file once.
+
+        Columns of a data set on disk that hold the images themselves are not read.
+        """
+        known: set[Path] = set()
+        for column in (self.columns[name] for name in self.columns if self.holds[name] == "image"):
+            if not isinstance(self.table, list) and not isinstance(self.table[0][column], str):
+                continue
+            for index, value in enumerate(self.values(column)):
+                source = self._source(value)
+                if isinstance(source, Path) and source not in known:
+                    known.add(source)
+                    if not source.is_file():
+                        yield index, source
 
     def number_classes(self, names: dict[int, str]) -> None:
         """Gives items the numbers of their classes, which a column may also hold by name; without one it does nothing.
@@ -92,8 +118,7 @@ class Rows(Dataset):
         """
         column = next((self.columns[name] for name in self.columns if self.holds[name] == "class"), None)
         if column is not None:
-            labels = [row[column] for row in self.table] if isinstance(self.table, list) else self.table[column]
-            self._classes = class_numbers([str(one) if isinstance(one, bool) else one for one in labels], names)
+            self._classes = class_numbers(self.values(column), names)
 
     def name(self, index: int) -> str:
         """What to call a row's image."""
@@ -140,7 +165,10 @@ def read_rows(
     augment: float | str | None,
     seed: int | None,
 ) -> Rows | None:
-    """The rows of a source; None where mistakes were found, all of which are added.
+    """The rows of a source; None where mistakes were found, of which the first are added.
+
+    All rows of a `.jsonl` or `.json` are looked at, and every image that is a file must be there; of data sets on
+    disk the first `FIRST_ROWS` are, and all paths. So many images are opened.
 
     Args:
         where: the source's key in the recipe.
@@ -161,19 +189,22 @@ def read_rows(
     folder = source.images or (source.path if source.path.is_dir() else source.path.parent)
     rows = Rows(table, columns, holds, folder, texts, augment, seed)
     before = len(mistakes.found)
+    images = [name for name in columns if holds[name] == "image"]
     # rows that are in memory cost nothing to look at; those on disk hold their images
-    for i in range(min(len(table), FIRST_ROWS if isinstance(table, list) else FIRST_IMAGES)):
+    for i in range(len(table) if isinstance(table, list) else min(len(table), FIRST_ROWS)):
         found = len(mistakes.found)
         _check_row(table[i], i, where, columns, holds, mistakes)
-        images = [name for name in columns if holds[name] == "image"]
-        if len(mistakes.found) == found and i < FIRST_IMAGES:
+        if len(mistakes.found) == found and i < FIRST_ROWS:
             try:
                 for name in images:
                     open_image(rows.source(i, name))
             except (ImageError, TypeError, KeyError) as error:
                 mistakes.add(where, f"row {i}: {error}")
-        if len(mistakes.found) > before + 2:
+        if len(mistakes.found) >= before + SHOWN:
             break  # the others are wrong in the same way
+    if len(mistakes.found) == before:
+        for i, path in islice(rows.missing_images(), SHOWN):
+            mistakes.add(where, f"row {i}: {path}: no such file")
     return rows if len(mistakes.found) == before else None
 
 
@@ -201,7 +232,7 @@ def _choose_columns(
 
 
 def _check_row(row: dict, number: int, where: str, columns: dict, holds: dict, mistakes: Mistakes) -> None:
-    """Whether a row's texts are texts."""
+    """Whether a row has all that its columns should hold."""
     for name, column in columns.items():
         value = row.get(column)
         place = f"row {number}, column {column!r}"
@@ -219,12 +250,11 @@ def _check_row(row: dict, number: int, where: str, columns: dict, holds: dict, m
             mistakes.add(where, f"{place} holds no text: leave such rows out")
         elif holds[name] == "weight" and (type(value) not in (int, float) or not 0 < value < math.inf):
             mistakes.add(where, f"{place} must hold a number above 0, got {value!r}")
-        elif holds[name] == "class" and not _is_class(value):
+        elif holds[name] == "class" and not is_label(value):
             mistakes.add(where, f"{place} must hold the number of a class, 0 or above, or its name, got {value!r}")
+        elif holds[name] == "image" and value is not None and not isinstance(value, (str, bytes, dict)):
+            mistakes.add(where, f"{place} must hold a path or a URL, got {kind(value)}")
+        elif name == "image_id" and value is not None and not isinstance(value, (str, int)):
+            mistakes.add(where, f"{place} must hold a whole number or a text, got {kind(value)}")
         elif value is None:
             mistakes.add(where, f"{place} is empty")
-
-
-def _is_class(value: Any) -> bool:
-    """Whether it is a number from 0 (also `true` and `false`), or a name."""
-    return bool(value) if isinstance(value, str) else isinstance(value, int) and value >= 0

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from hfvlm.data.captions import CaptionCollator, GroupedPairCollator, reading_options
+from hfvlm.data.captions import CaptionCollator, GroupedPairCollator
 from hfvlm.data.classes import ClassCollator
 from hfvlm.data.questions import AnswerCollator, commonest_answer
 from hfvlm.losses.text_assignment import assigned
+from hfvlm.processing import reading_options
 
 
 @dataclass(frozen=True)

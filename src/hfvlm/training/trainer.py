@@ -78,7 +78,7 @@ class EpochOf(TrainerCallback):
 
 
 class ShowSamples(TrainerCallback):
-    """Shows predictions for the first rows at each evaluation.
+    """Shows predictions for the first rows at each evaluation; all processes predict the same, the first one writes.
 
     Args:
         rows: evaluation rows.
@@ -93,9 +93,8 @@ class ShowSamples(TrainerCallback):
         self.rows, self.count = rows, min(count, len(rows))
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
-        if not state.is_world_process_zero:
-            return
+        # every process predicts: where weights are sharded, a forward pass needs all; rows draw nothing here
         items = [self.rows[i] for i in range(self.count)]
         shown = predictions(self.task, model, self.processor, items, self.max_length)
-        for i, (said, wanted) in enumerate(shown):
+        for i, (said, wanted) in enumerate(shown if state.is_world_process_zero else ()):
             self.write(f"step {state.global_step}: {self.rows.name(i)}: {said!r} (data: {wanted!r})")
