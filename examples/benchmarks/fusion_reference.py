@@ -61,7 +61,7 @@ def read(
     added = (1.0 - mask[:, None, None, :].to(x.dtype)) * -10000.0
     seen = None if memory_mask is None else (1.0 - memory_mask[:, None, None, :].to(x.dtype)) * -1e9
     if causal:
-        added = added + torch.full((x.shape[1], x.shape[1]), -10000.0).triu(1)
+        added = added + torch.full((x.shape[1], x.shape[1]), -10000.0, device=x.device).triu(1)
     for layer in tower.layers[slice(*layers)]:
         own, after = ("causal_attention", "causal_attention_norm") if causal else ("attention", "attention_norm")
         own, after = getattr(layer, own), getattr(layer, after)
@@ -92,7 +92,7 @@ def contrast(model, tokens, text, taught_tokens, taught_text, alpha: float):
         )
     ]
     keys = [torch.cat([embeds[2], model.image_queue.features]), torch.cat([embeds[3], model.text_queue.features])]
-    hard = torch.eye(len(tokens), len(keys[0]))
+    hard = torch.eye(len(tokens), len(keys[0]), device=tokens.device)
     losses, logits = [], []
     for own, taught, other in ((embeds[0], embeds[2], keys[1]), (embeds[1], embeds[3], keys[0])):
         with torch.no_grad():
@@ -112,7 +112,7 @@ def matching(model, fuse, tokens, text, mask, to_texts, to_images, draw) -> torc
     wrong = fuse(torch.cat([text, text[texts]]), torch.cat([mask, mask[texts]]), torch.cat([tokens[images], tokens]))[
         :, 0
     ]
-    labels = torch.tensor([1] * rows + [0] * 2 * rows)
+    labels = torch.tensor([1] * rows + [0] * 2 * rows, device=mask.device)
     return cross_entropy(dense(model.itm_head, torch.cat([right, wrong])), labels)
 
 
@@ -188,9 +188,9 @@ def rerank(model, tokens, ids, mask, similarity, k: int, adds_similarity: bool) 
             best, index = near[row].topk(min(k, near.shape[1]))
             count = len(index)
             memory = tokens[row][None].repeat(count, 1, 1) if of_image else tokens[index]
-            which = index if of_image else torch.full((count,), row)
+            which = index if of_image else torch.full((count,), row, device=index.device)
             fused = read(text, states[which], mask[which], memory, layers=(first, None))[:, 0]
-            logits = dense(model.itm_head, fused)[:, 1]
+            logits = dense(model.itm_head, fused)[:, 1].float()
             table[row, index] = logits + best if adds_similarity else logits
     return scores[0], scores[1]
 

@@ -73,6 +73,11 @@ def weights(tmp_path_factory) -> list[str]:
     return ["--efficientnet", str(folder / "lite0.pth"), "--minilm", str(folder)]
 
 
+def minilm(weights: list[str]) -> list[str]:
+    """Of the options of `weights` that of MiniLM."""
+    return weights[weights.index("--minilm") :][:2]
+
+
 def short_recipe(name: str, folder: Path, **sections: dict[str, Any]) -> Path:
     """A recipe of the examples with some of its values replaced; those that it names must be in it."""
     recipe = yaml.safe_load((EXAMPLES / "recipes" / f"{name}.yaml").read_text())
@@ -173,14 +178,19 @@ def test_captioner(data, weights, example, tmp_path):
     example("caption_sheet", data / "test0.png", "--model", tmp_path / "packed", "--output", tmp_path / "sheet.png")
     assert Image.open(tmp_path / "sheet.png").height > 300  # the photo and a caption below
 
-    stage = {**STAGE, "views": 1}
-    fields = {"projection_dim": 16, "queue_size": 16}
+    searcher = tmp_path / "searcher"
+    tiny_model("hfvlm_align", "AutoModel").save_pretrained(searcher)
+    tiny_processor("hfvlm_align").save_pretrained(searcher)
+    width = AlignModel.from_pretrained(searcher).config.projection_dim
     shorter = short_recipe(
-        "flickr8k_blip", tmp_path, model=fields, stages={"objectives": stage}, vocabulary={"min_count": 1}
+        "flickr8k_blip",
+        tmp_path,
+        model={"projection_dim": width, "queue_size": 16},
+        stages={"objectives": {**STAGE, "views": 1}},
+        vocabulary={"min_count": 1},
     )
-    minilm = weights[weights.index("--minilm") :][:2]
-    blip = ["--data", data, "--captioner", tmp_path / "out" / "model", *minilm, "--recipe", shorter]
-    example("train_blip", *blip, "--output", tmp_path / "blip")
+    blip = ["--data", data, "--captioner", tmp_path / "out" / "model", "--searcher", searcher, *minilm(weights)]
+    example("train_blip", *blip, "--recipe", shorter, "--output", tmp_path / "blip")
     example("evaluate_retrieval", "--data", data, "--model", tmp_path / "blip" / "model", "--rerank", 2)
     written = BlipForConditionalGeneration.from_pretrained(tmp_path / "blip" / "model")
     assert written.generation_config.num_beams == 3

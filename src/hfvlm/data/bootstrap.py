@@ -143,7 +143,7 @@ class CapFilt:
         texts = [[*row.texts, *new] for row, new in zip(rows, written, strict=True)]
         if self.judge_loader is not None:
             pixels = self.judge_loader([row.image for row in rows])["pixel_values"]
-        scores = iter(self._judge(pixels, texts))
+        scores = iter(self.scores(pixels, texts))
         for row, said in zip(rows, texts, strict=True):
             counts.images += 1
             for place, text in enumerate(said):
@@ -183,8 +183,17 @@ class CapFilt:
         starts = range(0, len(texts), recipe.captions)
         return [[text for text in texts[start : start + recipe.captions] if text] for start in starts]
 
-    def _judge(self, pixels: torch.Tensor, texts: list[list[str]]) -> list[float]:
-        """The probability that each text matches its image; an image is encoded once for all of its texts."""
+    @torch.inference_mode()
+    def scores(self, pixels: torch.Tensor, texts: list[list[str]]) -> list[float]:
+        """The probability that each text matches its image, one list of all; an image is encoded once.
+
+        Args:
+            pixels: `[images, channels, h, w]`, of the filter's processor.
+            texts: of each image.
+
+        Raises:
+            ValueError: scores that are not finite.
+        """
         model = self.judge
         pairs = [(image, text) for image, said in enumerate(texts) for text in said]
         if not pairs:

@@ -185,6 +185,10 @@ class GroupedPairCollator:
         self.processor, self.max_length, self.options = processor, max_length, reading_options(processor)
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        return self.batch(items, images=column(items, "image"))
+
+    def batch(self, items: list[dict[str, Any]], **images: Any) -> dict[str, Any]:
+        """The captions of `items`, and what the processor makes of `images`."""
         captions = column(items, "captions")
         counts = {len(group) for group in captions}
         if len(counts) > 1:
@@ -193,6 +197,5 @@ class GroupedPairCollator:
                 f"pass captions_per_image={max(min(counts), 1)} to CaptionedImages"
             )
         texts = [caption for group in captions for caption in group]
-        images = column(items, "image")
-        batch = self.processor(images=images, text=texts, max_length=self.max_length, **self.options)
+        batch = self.processor(text=texts, max_length=self.max_length, **images, **self.options)
         return {**batch, "image_ids": torch.tensor(column(items, "index")), "return_loss": True}
