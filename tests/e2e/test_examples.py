@@ -197,7 +197,7 @@ def test_captioner(data, weights, example, tmp_path):
 
     stages_of_answers = {"answers": {**STAGE, "batch_size": 2}}
     shorter = short_recipe("daquar_vqa", tmp_path, held_out=0.25, ranking=3, stages=stages_of_answers)
-    answerer = ["--data", data, "--captioner", tmp_path / "out" / "model", *minilm, "--recipe", shorter]
+    answerer = ["--data", data, "--captioner", tmp_path / "out" / "model", *minilm(weights), "--recipe", shorter]
     result = result_of(example("train_answerer", *answerer, "--output", tmp_path / "answerer"))
     assert set(result) == {"written", "ranked", "commonest", "commonest of the kind", "questions", "split"}
     assert result["questions"] == 2 * PHOTOS["test"] and result["commonest of the kind"] == 0.5
