@@ -201,7 +201,7 @@ def test_retrieval_in_transformers_format_both_ways(tmp_path):
     }
     outputs = ours(**batch)
     similarity = theirs(**batch, use_itm_head=False).itm_score
-    torch.testing.assert_close(outputs.logits_per_image, similarity, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.temp * outputs.logits_per_image, similarity, rtol=1e-5, atol=1e-5)
     tokens = outputs.vision_model_output.last_hidden_state
     states = ours.text_model(
         batch["input_ids"], attention_mask=batch["attention_mask"], encoder_hidden_states=tokens

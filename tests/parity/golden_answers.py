@@ -113,8 +113,9 @@ def albef_from_pretraining(golden: Golden, monkeypatch, tmp_path) -> None:
 
     golden_albef.build(golden).save_pretrained(tmp_path)
     batch = {"pixel_values": golden.inputs["image"], **golden_albef.texts(golden)}
-    outputs = AlbefForImageTextRetrieval.from_pretrained(tmp_path)(**batch)
-    golden.check("Retrieval.sims", outputs.logits_per_image)
+    retrieval = AlbefForImageTextRetrieval.from_pretrained(tmp_path)
+    outputs = retrieval(**batch)
+    golden.check("Retrieval.sims", retrieval.temp.detach() * outputs.logits_per_image)
     golden.check("Retrieval.itm_logits", outputs.itm_logits)
 
     entailment = AlbefForImageClassification.from_pretrained(tmp_path, num_labels=3)

@@ -95,12 +95,13 @@ def evaluation(golden: Golden, model) -> None:
         logits = model.match(tokens, **every, memory_index=index, text_embeds=read).view(count, rows, 2)
     golden.check("eval.image_embeds", outputs.image_embeds)
     golden.check("eval.text_embeds", outputs.text_embeds)
-    golden.check("eval.sims_matrix", outputs.logits_per_image)
+    similarity = model.temp.detach() * outputs.logits_per_image
+    golden.check("eval.sims_matrix", similarity)
     golden.check("eval.itm_logits", logits)
     if "eval.text_ids" in golden.outputs:
         golden.check("eval.text_ids", model.matching_ids(*batch.values()))
     for k in {name.split(".")[0].removeprefix("eval_k") for name in golden.outputs if name.startswith("eval_k")}:
-        tables = rerank_scores(model, tokens, *batch.values(), outputs.logits_per_image, int(k))
+        tables = rerank_scores(model, tokens, *batch.values(), similarity, int(k))
         for way, table in zip(("i2t", "t2i"), tables):
             golden.check(f"eval_k{k}.score_matrix_{way}", table)
 
@@ -125,7 +126,7 @@ def judged(golden: Golden, model, image: torch.Tensor, batch: dict[str, torch.Te
     golden.check("itm.logits", model.itm_head(first))
     if "itm.last_hidden_cls" in golden.outputs:
         golden.check("itm.last_hidden_cls", first)
-    golden.check("itc.sim", model(image, **batch).logits_per_image)
+    golden.check("itc.sim", model.temp.detach() * model(image, **batch).logits_per_image)
 
 
 def features(golden: Golden, monkeypatch, tmp_path) -> None:
