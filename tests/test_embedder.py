@@ -77,9 +77,10 @@ def test_a_fusion_models_retrieval_head_embeds_too(model_type, images):
     with torch.no_grad():
         outputs = model(processor(images=images)["pixel_values"], **tokens)
     image_embeds, text_embeds = embed.images(images), embed.texts(TEXTS)
-    torch.testing.assert_close(image_embeds @ text_embeds.t(), outputs.logits_per_image, atol=1e-5, rtol=1e-4)
-    logits = outputs.logits_per_image / model.config.initial_temperature
-    torch.testing.assert_close(embed.logits(image_embeds, text_embeds), logits, atol=1e-4, rtol=1e-4)
+    cosines = model.config.initial_temperature * outputs.logits_per_image
+    torch.testing.assert_close(image_embeds @ text_embeds.t(), cosines, atol=1e-5, rtol=1e-4)
+    logits = embed.logits(image_embeds, text_embeds)
+    torch.testing.assert_close(logits, outputs.logits_per_image, atol=1e-4, rtol=1e-4)
 
 
 def test_half_precision_gives_float32_vectors_of_length_one(two_towers, images):
