@@ -11,10 +11,22 @@ from torch.nn.parallel import DistributedDataParallel
 from hfvlm import fusion_training
 from hfvlm.fusion_training import FusionForImageTextRetrieval
 from hfvlm.losses import matching
+from hfvlm.losses.matches import UNKNOWN
 from hfvlm.models.albef import pretraining_albef
+from hfvlm.momentum_teacher import MomentumTeacherMixin
+from hfvlm.registry import find, load
 
 
 LEARNERS = heads(lambda head: issubclass(head.cls, FusionForImageTextRetrieval))
+#: other heads with a momentum teacher whose say grows
+TAUGHT = heads(
+    lambda head: (
+        issubclass(head.cls, MomentumTeacherMixin)
+        and "AutoModelForPreTraining" in find(head.model_type).heads
+        and hasattr(head.model(alpha_steps=1), "teacher_step")
+        and head.auto_class != "AutoModelForPreTraining"
+    )
+)
 every_learner = pytest.mark.parametrize("head", LEARNERS, ids=str)
 WORLD = 2
 
@@ -92,6 +104,53 @@ def test_the_teachers_say_grows_over_its_steps(head):
             model.itm_head.weight.add_(0.1)
             model.text_proj.weight.add_(0.1)
     assert said == pytest.approx([0.0, 0.1, 0.2])
+
+
+@pytest.mark.parametrize("head", TAUGHT, ids=str)
+def test_a_ramp_starts_at_its_beginning_in_another_head(head, tmp_path):
+    """Also where the folder has no step: memory that nothing has written holds any number."""
+    pretraining = find(head.model_type).heads["AutoModelForPreTraining"]
+    Head(head.model_type, "AutoModelForPreTraining").model().save_pretrained(tmp_path)
+    assert load(pretraining) is not head.cls
+    for _ in range(3):
+        torch.full((64,), 7)  # what is freed is what is given next
+        model = head.cls.from_pretrained(tmp_path, alpha_steps=100)
+        assert model.teacher_step.item() == 0
+        assert model.train()._choose_alpha(None) == 0.0
+
+
+@every_learner
+def test_the_teacher_has_no_say_in_evaluation_but_where_it_is_asked(head):
+    model = head.model(alpha=0.4)
+    batch = tiny_batch(model, images=3)
+    with torch.no_grad():
+        default, none, some = (
+            model(**batch, return_loss=True, **more).loss_itc for more in ({}, {"alpha": 0.0}, {"alpha": 0.4})
+        )
+    assert default == none != some
+
+
+@every_learner
+def test_numbers_that_a_batch_gives_its_images_do_not_stay_in_the_queue(head):
+    model = head.model().train()
+    batch = tiny_batch(model, images=3, texts=2)
+    model(**batch)
+    assert (model.image_queue.ids == UNKNOWN).all()
+    model(**batch, image_ids=torch.tensor([7, 8, 9]))
+    assert sorted(set(model.image_queue.ids.tolist())) == [UNKNOWN, 7, 8, 9]
+
+
+@every_learner
+def test_evaluation_does_not_take_the_queues_images_for_its_own(head):
+    """Their numbers are those of the training's rows."""
+    model = head.model()
+    batch = tiny_batch(model, images=3)
+    losses = []
+    for ids in (UNKNOWN, 1):
+        model.image_queue.ids.fill_(ids)
+        with torch.no_grad():
+            losses.append(model(**batch, image_ids=torch.arange(3), return_loss=True).loss_itc)
+    assert losses[0] == losses[1]
 
 
 def mask_by_number(ids: torch.Tensor, **options) -> tuple[torch.Tensor, torch.Tensor]:

@@ -90,6 +90,17 @@ def test_a_trained_model_is_the_start_of_another_task(recipe, read, tmp_path):
     assert any("starts fresh" in line and "weights of lm_head" in line for line in lines)
 
 
+def test_a_start_brings_no_steps_and_no_images_of_its_own_training(recipe, read, tmp_path):
+    start = tiny_model("blip", "AutoModelForPreTraining", alpha_steps=10)
+    start.teacher_step.fill_(999)
+    start.image_queue.ids.fill_(3)
+    start.save_pretrained(tmp_path / "start")
+    recipe |= {"model": {"from": str(tmp_path / "start")}, "alpha_ramp": "epoch"}
+    model = prepare(read(recipe)).model
+    assert model.teacher_step.item() == 0 and (model.image_queue.ids == -100).all()
+    assert torch.equal(model.image_queue.features, start.image_queue.features)
+
+
 def test_images_of_another_size(recipe, read, processors, tmp_path):
     """Positions are interpolated, also the teacher's, and the processor makes images of that size."""
     tiny_model("blip", "AutoModelForImageTextRetrieval").save_pretrained(tmp_path / "start")
