@@ -6,8 +6,9 @@
 
 Reads the original release (https://github.com/salesforce/ALBEF): pretraining, retrieval, question answering,
 entailment, NLVR2 and the text assignment before it; and LAVIS's feature extractor. `--head answering` makes of a
-pretraining checkpoint what question answering starts from. Sizes come from the weights; heads (64 wide unless told),
-normalisation and activation from `--variant` or `--config`, a JSON file with fields of `hfvlm.AlbefConfig`.
+pretraining checkpoint, or of an hfvlm folder of one, what question answering starts from. Sizes come from the weights;
+heads (64 wide unless told), normalisation and activation from `--variant` or `--config`, a JSON file with fields of
+`hfvlm.AlbefConfig`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ import torch
 from transformers import BertTokenizer, BlipImageProcessorPil, PreTrainedModel
 
 from hfvlm.conversion import albef_rules, command, folder, images
+from hfvlm.conversion.answering_start import answering_start, is_start
 from hfvlm.conversion.blip_processor import vocabulary_of
 from hfvlm.conversion.checkpoint import Checkpoint
 from hfvlm.conversion.command import ConfigLike, Conversion, Source
@@ -137,7 +139,10 @@ def _rules(head: Head, tensors: Mapping[str, torch.Tensor]) -> tuple[Rule, ...]:
 def _converted(checkpoint, variant, config, image_size, vocab, head, output, verify) -> Conversion:
     if output is not None:
         folder.check_output(output)
-    conversion = _head(command.open_source(checkpoint), variant, config, image_size, vocab, head)
+    if is_start(checkpoint, AlbefConfig, head, (variant, config, image_size, vocab)):
+        conversion = answering_start(checkpoint)
+    else:
+        conversion = _head(command.open_source(checkpoint), variant, config, image_size, vocab, head)
     conversion.model.eval()
     if verify:
         _verify(conversion.model)

@@ -6,9 +6,10 @@
 
 Reads the original release (https://github.com/salesforce/BLIP): captioning, pretraining, retrieval, question
 answering, NLVR2, features (LAVIS's, too); folders of transformers' `BlipForConditionalGeneration`,
-`BlipForImageTextRetrieval` and `BlipForQuestionAnswering`; and hfvlm folders. `--head answering` makes of a
-pretraining checkpoint what question answering starts from. Sizes come from the weights; heads (64 wide unless told),
-normalisation and activation from `--variant` or `--config`, a JSON file with fields of `hfvlm.BlipConfig`.
+`BlipForImageTextRetrieval` and `BlipForQuestionAnswering`; and, for the way back, hfvlm folders.
+`--head answering` makes of a pretraining checkpoint, or of an hfvlm folder of one, what question answering starts
+from. Sizes come from the weights; heads (64 wide unless told), normalisation and activation from `--variant` or
+`--config`, a JSON file with fields of `hfvlm.BlipConfig`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from hfvlm.conversion import blip_rules, command, folder
+from hfvlm.conversion.answering_start import answering_start, is_start
 from hfvlm.conversion.blip_heads import HEADS, head_of
 from hfvlm.conversion.blip_processor import carried_processor, in_tree_processor, release_processor, vocabulary_of
 from hfvlm.conversion.checkpoint import Checkpoint
@@ -129,9 +131,11 @@ def to_release_keys(tensors: Mapping[str, torch.Tensor], head: str = "captioning
 def _converted(part, checkpoint, variant, config, image_size, vocab, head, output, verify) -> Conversion:
     if output is not None:
         folder.check_output(output)
-    source = command.open_source(checkpoint)
-    build = _vision if part == "vision" else _head
-    conversion = build(source, variant, config, image_size, vocab, head)
+    if part == "model" and is_start(checkpoint, BlipConfig, head, (variant, config, image_size, vocab)):
+        conversion = answering_start(checkpoint)
+    else:
+        build = _vision if part == "vision" else _head
+        conversion = build(command.open_source(checkpoint), variant, config, image_size, vocab, head)
     conversion.model.eval()
     if verify:
         _verify(conversion.model)

@@ -1,5 +1,6 @@
 """The table of architectures: finding a row, adding one from outside, and what the Auto classes learn of it."""
 
+import subprocess
 import sys
 
 import pytest
@@ -133,3 +134,8 @@ def test_a_lazy_class_stands_in_for_the_real_one():
 def test_importing_again_adds_no_second_finder():
     finders = [f for f in sys.meta_path if type(f).__name__ == "_AnnounceOnImport"]
     assert len(finders) == 1
+
+
+def test_parts_that_the_readme_names_need_no_import_of_their_own():
+    code = "import hfvlm; hfvlm.evaluation.metric; hfvlm.losses; hfvlm.grounding.ground"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -4,6 +4,7 @@ Importing this package costs next to nothing: it makes the architectures known t
 imports each public name on first use.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hfvlm import models, registry  # noqa: F401  (importing models fills the registry)
@@ -66,9 +67,15 @@ _PUBLIC = {
 }
 
 
+#: modules that are imported where they are named
+_PARTS = ("data", "encoders", "evaluation", "grounding", "losses", "nn", "pipelines")
+
+
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         value = registry.load(_PUBLIC[name])
+    elif name in _PARTS:
+        value = import_module(f"hfvlm.{name}")
     else:
         for row in registry.ARCHITECTURES.values():
             if name in row.classes:

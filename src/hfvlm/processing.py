@@ -22,6 +22,14 @@ class VlmProcessor(SavesCode, ProcessorMixin):
             processor.image_processor = on_pil(processor.image_processor)
         return processor
 
+    def decode(self, token_ids: Any, **kwargs: Any) -> str:
+        """One sequence of ids to text, special tokens left out."""
+        return self.tokenizer.decode(token_ids, **{"skip_special_tokens": True, **kwargs})
+
+    def batch_decode(self, sequences: Any, **kwargs: Any) -> list[str]:
+        """Several sequences of ids to texts, special tokens left out."""
+        return [self.decode(ids, **kwargs) for ids in sequences]
+
     def to_dict(self) -> dict[str, Any]:
         # transformers looks `processor_class` up among its own classes first, where some of our names exist too; the
         # registry announces ours as "hfvlm.Name". Classes of others are found by the model's config.

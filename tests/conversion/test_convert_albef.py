@@ -88,6 +88,15 @@ def test_a_release_that_answers_comes_back_whole(teacher, tmp_path):
     assert all(torch.equal(value, state[name]) for name, value in converted.state_dict().items())
 
 
+def test_a_pretraining_folder_starts_a_head_that_answers(tmp_path):
+    """As the release's checkpoint of the same weights does, its teacher too."""
+    wide = tiny_model("albef", "AutoModelForPreTraining", vision_config={"hidden_size": 48})
+    wide.save_pretrained(tmp_path)
+    theirs = convert(to_release_keys(wide.state_dict(), "pretraining"), config=STARTED, head="answering").state_dict()
+    ours = convert(tmp_path, head="answering", verify=True).state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_a_pretraining_checkpoint_starts_a_head_that_answers():
     """The layers that fuse are the decoder's first weights, and masked words' scores its own; the teacher's too."""
     wide = tiny_model("albef", "AutoModelForPreTraining", vision_config={"hidden_size": 48})

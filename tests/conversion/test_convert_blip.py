@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tiny import tiny_model
+from tiny import tiny_model, tiny_processor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import hfvlm
@@ -152,6 +152,26 @@ def test_a_pretraining_checkpoint_gives_every_head(tmp_path):
         convert({**release, key: release[key] + 1}, config=HEADS)
     with pytest.raises(KeyMismatch, match="text_encoder.x"):
         convert({**release, "text_encoder.x": torch.zeros(1)}, config=HEADS)
+
+
+def test_a_pretraining_folder_starts_a_head_that_answers(tmp_path):
+    """As the release's checkpoint of the same weights does."""
+    pretrained = tiny_model("blip", "AutoModelForPreTraining", vision_config={"hidden_size": 48})
+    pretrained.save_pretrained(tmp_path / "start")
+    tiny_processor("blip").save_pretrained(tmp_path / "start")
+    options = ["--checkpoint", str(tmp_path / "start"), "--head", "answering", "--output", str(tmp_path / "out")]
+    assert main([*options, "--verify"]) == 0
+    ours = hfvlm.BlipForVisualQuestionAnswering.from_pretrained(tmp_path / "out")
+    assert_same_weights(ours, convert(pretraining_release(pretrained), config=HEADS, head="answering"))
+    assert hfvlm.BlipProcessor.from_pretrained(tmp_path / "out").tokenizer.vocab_size
+    tiny_model("blip", "AutoModelForImageTextRetrieval").save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="made of a BlipForPreTraining folder, .*other is of BlipForImageTextRetr"):
+        convert(tmp_path / "other", head="answering")
+    with pytest.raises(ValueError, match="has its sizes"):
+        convert(tmp_path / "start", head="answering", image_size=64)
+    tiny_model("blip", "AutoModelForPreTraining").save_pretrained(tmp_path / "narrow")  # images of another width
+    narrow = convert(tmp_path / "narrow", head="answering", verify=True).state_dict()
+    assert narrow["text_decoder.layers.0.cross_attention.kv.weight"].isfinite().all()
 
 
 def test_checkpoints_that_answer(tmp_path):

@@ -158,14 +158,6 @@ class BlipProcessor(VlmProcessor):
         ]
         return batch
 
-    def decode(self, token_ids: Any, **kwargs: Any) -> str:
-        """One sequence of ids to text, special tokens left out."""
-        return self.tokenizer.decode(token_ids, **{"skip_special_tokens": True, **kwargs})
-
-    def batch_decode(self, sequences: Any, **kwargs: Any) -> list[str]:
-        """Several sequences of ids to texts, special tokens left out."""
-        return [self.decode(ids, **kwargs) for ids in sequences]
-
     @property
     def model_input_names(self) -> list[str]:
         return ["pixel_values", "input_ids", "attention_mask"]
