@@ -101,6 +101,23 @@ def test_a_start_brings_no_steps_and_no_images_of_its_own_training(recipe, read,
     assert torch.equal(model.image_queue.features, start.image_queue.features)
 
 
+@pytest.mark.parametrize("changes", [{}, {"vision_config": {"image_size": 48}}], ids=["images as before", "resized"])
+def test_a_queue_of_another_size_starts_fresh(recipe, read, tmp_path, changes):
+    start = tiny_model("blip", "AutoModelForImageTextRetrieval")
+    start.image_queue.features.fill_(3)
+    start.save_pretrained(tmp_path / "start")
+    recipe["model"] = {"from": str(tmp_path / "start"), "config": {"queue_size": 24, **changes}}
+    plan = prepare(read(recipe))
+    model, before = plan.model, weights(tmp_path / "start")
+    assert len(model.image_queue) == len(model.text_queue) == model.config.queue_size == 24 != start.config.queue_size
+    assert torch.allclose(model.image_queue.features.norm(dim=1), torch.ones(24))
+    assert plan.fresh == ["image_queue of 24 features", "text_queue of 24 features"]
+    for name, value in model.state_dict().items():
+        assert "queue" in name or name.endswith("position_embedding") or torch.equal(value, before[name]), name
+    recipe["training"] |= {"max_steps": 1}
+    assert len(weights(plan.train())["text_queue.features"]) == 24
+
+
 def test_images_of_another_size(recipe, read, processors, tmp_path):
     """Positions are interpolated, also the teacher's, and the processor makes images of that size."""
     tiny_model("blip", "AutoModelForImageTextRetrieval").save_pretrained(tmp_path / "start")

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoProcessor, PreTrainedConfig, PreTrained
 
 from hfvlm.encoders.configuration import BertTowerConfig
 from hfvlm.losses.matches import UNKNOWN
+from hfvlm.losses.queue import NegativeQueue
 from hfvlm.nn.embedding import resize_positions
 from hfvlm.registry import ARCHITECTURES, Architecture, auto_class, find, load
 from hfvlm.training.mistakes import Mistakes, kind, nearest
@@ -215,14 +216,18 @@ def build_model(
     if "from" not in recipe.model:
         return auto.from_config(config, dtype=torch.float32), ["all of it"]
     sizes = [getattr(getattr(one, "vision_config", None), "image_size", None) for one in (config, saved)]
+    queues = [getattr(one, "queue_size", None) for one in (config, saved)]
     first = config if sizes[0] == sizes[1] else _overridden(config, {"vision_config": {"image_size": sizes[1]}})
+    first = first if queues[0] == queues[1] else _overridden(first, {"queue_size": queues[1]})
     model, found = auto.from_pretrained(
         recipe.model["from"], config=first, dtype=torch.float32, output_loading_info=True
     )
     begin_again(model)
     parts = Counter(name.split(".")[0] for name in found["missing_keys"])
     fresh = [f"{count} weights of {part}" for part, count in sorted(parts.items())]
-    return (model if first is config else _resized(model, config)), fresh
+    if queues[0] != queues[1]:
+        fresh += [f"{name} of {queues[0]} features" for name in _new_queues(model, queues[0]) if name not in parts]
+    return (model if sizes[0] == sizes[1] else _resized(model, config)), fresh
 
 
 @torch.no_grad()
@@ -233,6 +238,15 @@ def begin_again(model: PreTrainedModel) -> None:
             buffer.zero_()
         elif name == "image_queue.ids":
             buffer.fill_(UNKNOWN)
+
+
+def _new_queues(model: PreTrainedModel, size: int) -> list[str]:
+    """Puts empty queues of another size in the place of the model's; returns their names."""
+    queues = {name: one for name, one in model.named_children() if isinstance(one, NegativeQueue)}
+    for name, old in queues.items():
+        setattr(model, name, NegativeQueue(size, old.features.shape[1], with_ids=old.ids is not None))
+    model.config.queue_size = size
+    return list(queues)
 
 
 @torch.no_grad()
