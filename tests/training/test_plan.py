@@ -11,6 +11,7 @@ from tiny import tiny_config, tiny_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hfvlm import pipeline
+from hfvlm.data.shards import Kept, ShardFolder
 from hfvlm.training.mistakes import RecipeError
 from hfvlm.training.plan import Plan, prepare
 
@@ -363,6 +364,31 @@ def test_questions_and_answers(recipe, read, mistakes, data, processors, tmp_pat
     plan = prepare(read(recipe))
     batch = plan.task.collator(plan.processor, None)([plan.train_rows[0]])
     assert batch["answer_counts"].tolist() == [1] and batch["answer_weights"].tolist() == [0.5]
+
+
+def test_answers_that_cannot_be_learned_are_counted(recipe, read, mistakes, data, processors, tmp_path):
+    rows = [{"image": f"{i}.png", "question": "a dog", "answers": ["xylophone"]} for i in range(4)]
+    source = {"path": str(tmp_path / "rows.json"), "images": str(data)}
+    recipe |= {"task": "visual-question-answering", "data": {"train": source}, "captions_per_image": 1}
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    found = mistakes(recipe)
+    assert len(found) == 1 and found[0].startswith("data.train: none of the 4 rows has an answer that can be learned")
+    rows[0]["answers"], rows[1]["answers"] = ["xylophone", "red"], ["red"]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    plan = prepare(read(recipe))
+    assert plan.unlearnable == 2
+    assert any(line.startswith("answers     2 of 4 rows teach nothing") for line in plan.lines())
+
+
+def test_what_bootstrap_writes_is_data(recipe, read, data, tmp_path):
+    images = [str(data / f"{i}.png") for i in range(8)]
+    shards = ShardFolder(tmp_path / "clean", {})
+    shards.write(0, Kept(images, ["a red dog"] * 8, ["web"] * 8, [1.0] * 8, list(range(8))))
+    recipe |= {"data": {"train": str(tmp_path / "clean")}, "captions_per_image": 1}
+    recipe["training"] |= {"max_steps": 1}
+    plan = prepare(read(recipe))
+    assert len(plan.train_rows) == 8 and plan.train_rows[0]["captions"] == ["a red dog"]
+    plan.train()
 
 
 def test_texts_are_assigned_to_images(recipe, read, mistakes, processors):

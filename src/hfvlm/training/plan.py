@@ -15,6 +15,7 @@ import yaml
 from transformers import TrainingArguments, set_seed
 
 from hfvlm.data.files import replacing
+from hfvlm.data.questions import count_unlearnable
 from hfvlm.training.arguments import build_arguments
 from hfvlm.training.mistakes import Mistakes, nearest
 from hfvlm.training.model import build_config, build_model, load_processor, no_teacher, set_alpha
@@ -36,6 +37,7 @@ class Plan:
         fresh: what of the model starts with random weights, in words.
         epoch_steps: training steps of an epoch.
         checkpoint: what is resumed; None: nothing.
+        unlearnable: rows to train on without an answer that can be learned.
     """
 
     recipe: Recipe
@@ -48,6 +50,7 @@ class Plan:
     fresh: list[str]
     epoch_steps: int
     checkpoint: Path | None
+    unlearnable: int = 0
 
     def lines(self) -> list[str]:
         """What will be done, in words."""
@@ -73,6 +76,12 @@ class Plan:
             f"{_word(arguments.lr_scheduler_type)}, {arguments.get_warmup_steps(steps)} steps of warm-up",
             f"output      {recipe.output}" + (f", goes on from {self.checkpoint.name}" if self.checkpoint else ""),
         ]
+        if self.unlearnable:
+            lines.insert(
+                3,
+                f"answers     {self.unlearnable} of {len(self.train_rows)} rows teach nothing: each of their answers "
+                "has a word that the tokenizer does not know",
+            )
         if getattr(self.model, "taught_parts", ()) and hasattr(self.model.config, "alpha"):
             config = self.model.config
             ramp = f", from 0 over {config.alpha_steps} steps" if config.alpha_steps else ""
@@ -169,6 +178,7 @@ def prepare(recipe: Recipe, resume: bool = False) -> Plan:
     held_out = None
     if recipe.evaluation is not None:
         held_out = read_rows(recipe.evaluation, "data.evaluation", task, mistakes, texts, None, None)
+    unlearnable = 0 if rows is None or processor is None else _count_unlearnable(rows, processor, mistakes)
     checkpoint = _check_output(recipe, resume, mistakes)
     epoch_steps = 0
     if configs is not None and arguments is not None and rows is not None:
@@ -192,7 +202,24 @@ def prepare(recipe: Recipe, resume: bool = False) -> Plan:
         mistakes.add(*no_teacher(recipe))
     _try(task, recipe, model, processor, rows, mistakes)
     mistakes.stop()
-    return Plan(recipe, task, model, processor, arguments, rows, held_out, fresh, epoch_steps, checkpoint)
+    return Plan(recipe, task, model, processor, arguments, rows, held_out, fresh, epoch_steps, checkpoint, unlearnable)
+
+
+def _count_unlearnable(rows: Rows, processor: Any, mistakes: Mistakes) -> int:
+    """Of rows in memory those without an answer that can be learned; it is a mistake if all are."""
+    column = next((rows.columns[name] for name in rows.columns if rows.holds[name] == "answers"), None)
+    if column is None or not isinstance(rows.table, list):
+        return 0
+    answers = [[value] if isinstance(value, str) else value for value in rows.values(column)]
+    count = count_unlearnable(answers, processor.tokenizer)
+    if count == len(rows):
+        mistakes.add(
+            "data.train",
+            f"none of the {count} rows has an answer that can be learned: each has a word that the tokenizer does not "
+            f"know, as {answers[0][0]!r} has; write answers as the vocabulary has them (lower case?), or take another "
+            "processor",
+        )
+    return count
 
 
 def _epoch_steps(rows: int, arguments: TrainingArguments) -> int:
