@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tiny import tiny_config, tiny_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -13,6 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from hfvlm import pipeline
 from hfvlm.data.shards import Kept, ShardFolder
 from hfvlm.training.mistakes import RecipeError
+from hfvlm.training.model import _counts, _is_copy
 from hfvlm.training.plan import Plan, prepare
 
 
@@ -89,6 +91,18 @@ def test_a_trained_model_is_the_start_of_another_task(recipe, read, tmp_path):
     tiny_model("blip", "AutoModelForImageTextRetrieval").save_pretrained(tmp_path / "start")
     lines = prepare(read(recipe)).lines()
     assert any("starts fresh" in line and "weights of lm_head" in line for line in lines)
+
+
+def test_what_of_a_start_is_missing_is_fresh_or_a_copy(recipe, read, tmp_path):
+    tiny_model("blip", "AutoModelForImageTextRetrieval", momentum=None).save_pretrained(tmp_path / "start")
+    recipe |= {"model": {"from": str(tmp_path / "start"), "config": {"momentum": 0.9}}, "task": "pretraining"}
+    plan = prepare(read(recipe))
+    assert "2 weights of teacher_vision_proj" in plan.copied and "3 weights of image_queue" in plan.fresh
+    assert not any("teacher" in part for part in plan.fresh)
+    line = next(line for line in plan.lines() if line.startswith("model "))
+    assert "; starts fresh: 3 weights of image_queue, " in line and "; starts as a copy: " in line
+    assert _counts(["lm_head.bias"]) == ["1 weight of lm_head"]
+    assert _is_copy("text_model.layers.1.second_cross_attention.query.weight") and not _is_copy("teacher_step")
 
 
 def test_a_start_brings_no_steps_and_no_images_of_its_own_training(recipe, read, tmp_path):
@@ -207,6 +221,16 @@ def change(recipe: dict, dotted: str, value) -> dict:
         ("training.learning_rate", "fast", "training.learning_rate: must be a number, got 'fast' (text)"),
         ("training.max_steps", 2.5, "training.max_steps: must be a whole number, got 2.5 (a number)"),
         ("training.lr_scheduler_type", "cosin", "training: cosin is not a valid SchedulerType"),
+        (
+            "training.per_device_train_batch_size",
+            0,
+            "training.per_device_train_batch_size: must be at least 1, got 0",
+        ),
+        (
+            "training.gradient_accumulation_steps",
+            -1,
+            "training.gradient_accumulation_steps: must be at least 1, got -1",
+        ),
         ("training.output_dir", "x", "training.output_dir: is said by `output`"),
         ("training.remove_unused_columns", True, "training.remove_unused_columns: must be false: the columns"),
         ("training.dataloader_persistent_workers", True, "training.dataloader_persistent_workers: must be false"),
@@ -433,6 +457,41 @@ def test_an_output_is_one_run(recipe, read, mistakes, processors):
     assert prepare(read(recipe), resume=True).train() == folder
     assert not torch.equal(weights(folder)["itm_head.weight"], before)
     assert {path.name for path in folder.parent.iterdir()} == {"checkpoint-2", "checkpoint-3", "model", "recipe.yaml"}
+
+
+def test_a_finished_run_is_left_as_it_is(recipe, read, mistakes):
+    recipe["training"] |= {"max_steps": 2, "save_steps": 1}
+    folder = prepare(read(recipe)).train()
+    found = mistakes(recipe, resume=True)
+    assert (
+        len(found) == 1 and "holds a run that is already finished, 2 of 2 steps: raise training.max_steps" in found[0]
+    )
+    shutil.rmtree(folder)  # killed before it was saved
+    assert prepare(read(recipe), resume=True).checkpoint.name == "checkpoint-2"
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        (
+            "learning_rate",
+            1,
+            "training.learning_rate: is 1, and {output} was started with 0.005: a resumed run goes on",
+        ),
+        ("weight_decay", 0.1, "training.weight_decay: is 0.1, and {output} was started with 0.0: a resumed run"),
+        ("optim", "sgd", "training.optim: is sgd, and {output} was started with adamw_torch"),
+    ],
+)
+def test_an_optimiser_goes_on_as_it_was(recipe, read, mistakes, name, value, message):
+    output = Path(recipe["output"])
+    (output / "checkpoint-1").mkdir(parents=True)
+    (output / "checkpoint-1" / "trainer_state.json").write_text('{"global_step": 1}')
+    (output / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    recipe["training"] |= {"max_steps": 9, "logging_steps": 1}
+    assert prepare(read(recipe), resume=True).checkpoint.name == "checkpoint-1"
+    recipe["training"][name] = value
+    found = mistakes(recipe, resume=True)
+    assert len(found) == 1 and found[0].startswith(message.format(output=output))
 
 
 def test_what_a_kill_left_of_a_model_is_removed_first(recipe, read):

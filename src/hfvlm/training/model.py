@@ -206,15 +206,15 @@ def _check_special(tokenizer: Any, config: PreTrainedConfig, mistakes: Mistakes)
 
 def build_model(
     recipe: Recipe, task: Task, config: PreTrainedConfig, saved: PreTrainedConfig
-) -> tuple[Any, list[str]]:
-    """The model in fp32, and in words what of it starts fresh.
+) -> tuple[Any, list[str], list[str]]:
+    """The model in fp32, and in words what of it starts fresh, and what as a copy of other parts.
 
     Raises:
         ValueError, OSError: the weights cannot be loaded.
     """
     auto = auto_class(task.auto)
     if "from" not in recipe.model:
-        return auto.from_config(config, dtype=torch.float32), ["all of it"]
+        return auto.from_config(config, dtype=torch.float32), ["all of it"], []
     sizes = [getattr(getattr(one, "vision_config", None), "image_size", None) for one in (config, saved)]
     queues = [getattr(one, "queue_size", None) for one in (config, saved)]
     first = config if sizes[0] == sizes[1] else _overridden(config, {"vision_config": {"image_size": sizes[1]}})
@@ -223,11 +223,27 @@ def build_model(
         recipe.model["from"], config=first, dtype=torch.float32, output_loading_info=True
     )
     begin_again(model)
-    parts = Counter(name.split(".")[0] for name in found["missing_keys"])
-    fresh = [f"{count} weights of {part}" for part, count in sorted(parts.items())]
+    missing = {name: _is_copy(name) for name in found["missing_keys"]}
+    fresh, copied = (_counts([name for name, copy in missing.items() if copy is wanted]) for wanted in (False, True))
     if queues[0] != queues[1]:
-        fresh += [f"{name} of {queues[0]} features" for name in _new_queues(model, queues[0]) if name not in parts]
-    return (model if sizes[0] == sizes[1] else _resized(model, config)), fresh
+        fresh = [part for part in fresh if not part.endswith("_queue")]
+        fresh += [f"{name} of {queues[0]} features" for name in _new_queues(model, queues[0])]
+    return (model if sizes[0] == sizes[1] else _resized(model, config)), fresh, copied
+
+
+def _is_copy(name: str) -> bool:
+    """Whether a weight that is not loaded starts as a copy: those of teachers and of twins for second images do."""
+    return (
+        name.startswith("teacher_")
+        and name != "teacher_step"
+        or any(part.startswith("second_") for part in name.split("."))
+    )
+
+
+def _counts(names: list[str]) -> list[str]:
+    """How many weights of each part there are, in words."""
+    parts = Counter(name.split(".")[0] for name in names)
+    return [f"{count} {'weight' if count == 1 else 'weights'} of {part}" for part, count in sorted(parts.items())]
 
 
 @torch.no_grad()

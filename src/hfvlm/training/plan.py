@@ -16,7 +16,7 @@ from transformers import TrainingArguments, set_seed
 
 from hfvlm.data.files import replacing
 from hfvlm.data.questions import count_unlearnable
-from hfvlm.training.arguments import build_arguments
+from hfvlm.training.arguments import FIELDS, build_arguments
 from hfvlm.training.mistakes import Mistakes, nearest
 from hfvlm.training.model import build_config, build_model, load_processor, no_teacher, set_alpha
 from hfvlm.training.recipe import RAND_AUGMENT, Recipe
@@ -27,6 +27,8 @@ from hfvlm.training.trainer import EpochOf, PartsTrainer, ShowSamples
 
 #: what a run may change when it is resumed
 CHANGEABLE = {"training", "samples", "output"}
+#: what of `training` it may not: the optimiser goes on with what was saved of it
+OPTIMISER = ("optim", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 
 
 @dataclass
@@ -34,7 +36,7 @@ class Plan:
     """A run that is ready to start.
 
     Args:
-        fresh: what of the model starts with random weights, in words.
+        fresh, copied: what of the model starts with random weights, and what as a copy of other parts, in words.
         epoch_steps: training steps of an epoch.
         checkpoint: what is resumed; None: nothing.
         unlearnable: rows to train on without an answer that can be learned.
@@ -48,6 +50,7 @@ class Plan:
     train_rows: Rows
     evaluation_rows: Rows | None
     fresh: list[str]
+    copied: list[str]
     epoch_steps: int
     checkpoint: Path | None
     unlearnable: int = 0
@@ -57,19 +60,16 @@ class Plan:
         arguments, recipe = self.arguments, self.recipe
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         origin = recipe.model.get("from") or recipe.model["architecture"]
-        fresh = f"; starts fresh: {', '.join(self.fresh)}" if self.fresh else ""
-        steps = (
-            arguments.max_steps
-            if arguments.max_steps > 0
-            else math.ceil(arguments.num_train_epochs * self.epoch_steps)
-        )
+        starts = (("fresh", self.fresh), ("as a copy", self.copied))
+        begins = "".join(f"; starts {how}: {', '.join(parts)}" for how, parts in starts if parts)
+        steps = _all_steps(arguments, self.epoch_steps)
         batch = arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
         held = (
             "none" if self.evaluation_rows is None else f"{len(self.evaluation_rows)} rows of {recipe.evaluation.path}"
         )
         lines = [
             f"task        {recipe.task}: {type(self.model).__name__}, {trained:,} trained parameters",
-            f"model       {origin}{fresh}",
+            f"model       {origin}{begins}",
             f"data        {len(self.train_rows)} rows of {recipe.train.path}; evaluation: {held}",
             f"batches     {batch} rows a step, {self.epoch_steps} steps an epoch, {steps} steps in all",
             f"optimiser   {_word(arguments.optim)}, learning rate {arguments.learning_rate:g}, "
@@ -183,6 +183,8 @@ def prepare(recipe: Recipe, resume: bool = False) -> Plan:
     epoch_steps = 0
     if configs is not None and arguments is not None and rows is not None:
         epoch_steps = _epoch_steps(len(rows), arguments)
+        if checkpoint is not None:
+            _check_unfinished(checkpoint, recipe.output, _all_steps(arguments, epoch_steps), mistakes)
         set_alpha(configs[0], recipe, epoch_steps, mistakes)
         _check_queue(configs[0], arguments, recipe, task, mistakes)
         for where, found in (("data.train", rows), ("data.evaluation", held_out)):
@@ -194,7 +196,7 @@ def prepare(recipe: Recipe, resume: bool = False) -> Plan:
     mistakes.stop()
     set_seed(arguments.seed)  # of the parts that start fresh
     try:
-        model, fresh = build_model(recipe, task, *configs)
+        model, fresh, copied = build_model(recipe, task, *configs)
     except (ValueError, OSError, RuntimeError) as error:
         mistakes.add("model", str(error))
         mistakes.stop()
@@ -202,7 +204,20 @@ def prepare(recipe: Recipe, resume: bool = False) -> Plan:
         mistakes.add(*no_teacher(recipe))
     _try(task, recipe, model, processor, rows, mistakes)
     mistakes.stop()
-    return Plan(recipe, task, model, processor, arguments, rows, held_out, fresh, epoch_steps, checkpoint, unlearnable)
+    return Plan(
+        recipe,
+        task,
+        model,
+        processor,
+        arguments,
+        rows,
+        held_out,
+        fresh,
+        copied,
+        epoch_steps,
+        checkpoint,
+        unlearnable,
+    )
 
 
 def _count_unlearnable(rows: Rows, processor: Any, mistakes: Mistakes) -> int:
@@ -227,6 +242,21 @@ def _epoch_steps(rows: int, arguments: TrainingArguments) -> int:
     share = arguments.train_batch_size * arguments.world_size
     batches = rows // share if arguments.dataloader_drop_last else math.ceil(rows / share)
     return max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
+
+
+def _all_steps(arguments: TrainingArguments, epoch_steps: int) -> int:
+    return arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * epoch_steps)
+
+
+def _check_unfinished(checkpoint: Path, output: Path, steps: int, mistakes: Mistakes) -> None:
+    """A run that is at its end, and whose model is there, has nothing to go on with."""
+    done = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")).get("global_step", 0)
+    if done >= steps and (output / "model").exists():
+        mistakes.add(
+            "output",
+            f"{output} holds a run that is already finished, {done} of {steps} steps: raise training.max_steps or "
+            "training.num_train_epochs to go on with it",
+        )
 
 
 def _check_queue(config: Any, arguments: TrainingArguments, recipe: Recipe, task: Task, mistakes: Mistakes) -> None:
@@ -283,6 +313,15 @@ def _check_output(recipe: Recipe, resume: bool, mistakes: Mistakes) -> Path | No
         for name in sorted((was.keys() | recipe.raw.keys()) - CHANGEABLE):
             if was.get(name) != recipe.raw.get(name):
                 mistakes.add(name, f"differs from what {output} was started with: a resumed run goes on as it was")
+        old, new = ((raw.get("training") or {}) for raw in (was, recipe.raw))
+        for name in OPTIMISER:
+            values = [said[name] if said.get(name) is not None else FIELDS[name].default for said in (old, new)]
+            if values[0] != values[1]:
+                mistakes.add(
+                    f"training.{name}",
+                    f"is {_word(values[1])}, and {output} was started with {_word(values[0])}: a resumed run goes on "
+                    "as it was",
+                )
     return whole[-1]
 
 
