@@ -269,6 +269,10 @@ def test_models_that_cannot_be_had(recipe, mistakes, data, tmp_path):
         found = mistakes({**recipe, "model": {"from": name}})
         assert len(found) == 1 and found[0] == f"model.from: {name}: {message}" or message in found[0]
     assert mistakes({**recipe, "model": {"from": str(data)}})[0].startswith("model.from: ")
+    for key in ("model.from", "processor"):
+        changes = {"model": {"from": "runs/nowhere"}} if key == "model.from" else {"processor": "runs/nowhere"}
+        found = mistakes({**recipe, **changes})
+        assert len(found) == 1 and found[0].startswith(f"{key}: there is no folder runs/nowhere here, and it cannot ")
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     assert (
@@ -315,9 +319,8 @@ def test_classes_of_images_and_texts(recipe, read, mistakes, data, processors, t
     recipe |= {"samples": 2, "captions_per_image": 1}
     recipe["model"]["architecture"] = architecture
     unknown = "rows[2] has the label 2, this model has the classes 0 (LABEL_0), 1 (LABEL_1)"
-    assert mistakes(recipe) == [
-        f"data.{place}: {unknown}: set model.config.num_labels, or its id2label" for place in ("train", "evaluation")
-    ]
+    fix = "set model.config.num_labels: 3, or name as many classes in model.config.id2label"
+    assert mistakes(recipe) == [f"data.{place}: {unknown}; {fix}" for place in ("train", "evaluation")]
     recipe["model"]["config"] = {"num_labels": 3}
     shown = []
     plan = prepare(read(recipe))
@@ -413,6 +416,21 @@ def test_what_bootstrap_writes_is_data(recipe, read, data, tmp_path):
     plan = prepare(read(recipe))
     assert len(plan.train_rows) == 8 and plan.train_rows[0]["captions"] == ["a red dog"]
     plan.train()
+
+
+def test_classes_by_names_that_the_model_lacks(recipe, read, mistakes, data, tmp_path):
+    """The line that is told is the line to write."""
+    rows = [{"image": f"{i}.png", "text": "a dog", "label": i % 2 == 1} for i in range(4)]
+    source = {"path": str(tmp_path / "rows.json"), "images": str(data)}
+    recipe |= {"task": "entailment", "data": {"train": source}}
+    for labels, line in (((True, False), '{0: "False", 1: "True"}'), (("yes", "a: b"), '{0: "a: b", 1: "yes"}')):
+        (tmp_path / "rows.json").write_text(json.dumps([{**rows[i], "label": labels[i % 2]} for i in range(4)]))
+        recipe["model"].pop("config", None)
+        assert mistakes(recipe)[0].endswith(f"; set model.config.id2label: {line}")
+        recipe["model"]["config"] = {"id2label": yaml.safe_load(line)}
+        assert prepare(read(recipe)).train_rows[0]["label"] == 1
+    (tmp_path / "rows.json").write_text(json.dumps([{**rows[0], "label": f"c{i:02}"} for i in range(30)]))
+    assert mistakes(recipe)[0].endswith('19: "c19", ... and so on for all 30}')
 
 
 def test_texts_are_assigned_to_images(recipe, read, mistakes, processors):

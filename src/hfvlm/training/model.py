@@ -34,6 +34,13 @@ def check_name(name: str, where: str, mistakes: Mistakes) -> bool:
     return False
 
 
+def _why_not(name: str | None, error: Exception) -> str:
+    """Why nothing could be read: of a name that is no folder, that first."""
+    if name is None or Path(name).expanduser().is_dir():
+        return str(error)
+    return f"there is no folder {name} here, and it cannot be had as a name on the Hub: {error}"
+
+
 def learns(row: Architecture, task: Task) -> bool:
     """Whether an architecture has a head for the task."""
     path = row.heads.get(task.auto)
@@ -63,7 +70,7 @@ def build_config(recipe: Recipe, task: Task, mistakes: Mistakes) -> tuple[PreTra
                 return None
             saved = cls.variant(spec["variant"]) if "variant" in spec else cls()
     except (ValueError, OSError, TypeError, StrictDataclassError) as error:
-        mistakes.add("model.from" if "from" in spec else "model.architecture", str(error))
+        mistakes.add("model.from" if "from" in spec else "model.architecture", _why_not(spec.get("from"), error))
         return None
     row = find(saved.model_type)
     if not learns(row, task):
@@ -169,7 +176,8 @@ def load_processor(recipe: Recipe, config: PreTrainedConfig, resized: bool, mist
     try:
         processor = AutoProcessor.from_pretrained(name)
     except (ValueError, OSError, TypeError) as error:
-        mistakes.add(where, f"{name} holds no processor that can be read: {error}")
+        there = Path(name).expanduser().is_dir()
+        mistakes.add(where, f"{name} holds no processor that can be read: {error}" if there else _why_not(name, error))
         return None
     before = len(mistakes.found)
     text, vision = getattr(config, "text_config", None), getattr(config, "vision_config", None)

@@ -25,6 +25,8 @@ from hfvlm.training.tasks import TASKS, Task
 from hfvlm.training.trainer import EpochOf, PartsTrainer, ShowSamples
 
 
+#: names of classes that a hint lists
+SHOWN = 20
 #: what a run may change when it is resumed
 CHANGEABLE = {"training", "samples", "output"}
 #: what of `training` it may not: the optimiser goes on with what was saved of it
@@ -192,7 +194,7 @@ def prepare(recipe: Recipe, resume: bool = False) -> Plan:
                 if found is not None:
                     found.number_classes(configs[0].id2label)
             except ValueError as error:
-                mistakes.add(where, f"{error}: set model.config.num_labels, or its id2label")
+                mistakes.add(where, f"{error}; {_classes_of(rows, held_out)}")
     mistakes.stop()
     set_seed(arguments.seed)  # of the parts that start fresh
     try:
@@ -257,6 +259,18 @@ def _check_unfinished(checkpoint: Path, output: Path, steps: int, mistakes: Mist
             f"{output} holds a run that is already finished, {done} of {steps} steps: raise training.max_steps or "
             "training.num_train_epochs to go on with it",
         )
+
+
+def _classes_of(*sources: Rows | None) -> str:
+    """What to say in a recipe for a model with the classes of the rows, in words."""
+    labels = [label for rows in sources if rows is not None for label in rows.labels()]
+    numbers = [label for label in labels if type(label) is int]
+    if numbers:
+        return f"set model.config.num_labels: {max(numbers) + 1}, or name as many classes in model.config.id2label"
+    names = sorted({str(label).lower(): str(label) for label in reversed(labels)}.values())
+    shown = ", ".join(f"{number}: {json.dumps(name, ensure_ascii=False)}" for number, name in enumerate(names[:SHOWN]))
+    more = f", ... and so on for all {len(names)}" if len(names) > SHOWN else ""
+    return f"set model.config.id2label: {{{shown}{more}}}"
 
 
 def _check_queue(config: Any, arguments: TrainingArguments, recipe: Recipe, task: Task, mistakes: Mistakes) -> None:
