@@ -478,14 +478,17 @@ def test_an_output_is_one_run(recipe, read, mistakes, processors):
 
 
 def test_a_finished_run_is_left_as_it_is(recipe, read, mistakes):
-    recipe["training"] |= {"max_steps": 2, "save_steps": 1}
+    recipe["training"] |= {"max_steps": 3, "save_steps": 1}  # ends within an epoch
     folder = prepare(read(recipe)).train()
     found = mistakes(recipe, resume=True)
     assert (
-        len(found) == 1 and "holds a run that is already finished, 2 of 2 steps: raise training.max_steps" in found[0]
+        len(found) == 1 and "holds a run that is already finished, 3 of 3 steps: raise training.max_steps" in found[0]
     )
+    before = weights(folder)
     shutil.rmtree(folder)  # killed before it was saved
-    assert prepare(read(recipe), resume=True).checkpoint.name == "checkpoint-2"
+    after = weights(prepare(read(recipe), resume=True).train())
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert not (folder.parent / "checkpoint-4").exists()
 
 
 @pytest.mark.parametrize(

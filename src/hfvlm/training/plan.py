@@ -118,7 +118,15 @@ class Plan:
             processing_class=self.processor,
             callbacks=callbacks,
         )
-        trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
+        whole = self.checkpoint is not None and _steps_done(self.checkpoint) >= _all_steps(
+            self.arguments, self.epoch_steps
+        )
+        if whole and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+            trainer._load_from_checkpoint(
+                str(self.checkpoint)
+            )  # killed before it was saved; `train` takes a step more
+        else:
+            trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
         return self._save(trainer, output / "model")
 
     @staticmethod
@@ -250,9 +258,13 @@ def _all_steps(arguments: TrainingArguments, epoch_steps: int) -> int:
     return arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * epoch_steps)
 
 
+def _steps_done(checkpoint: Path) -> int:
+    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")).get("global_step", 0)
+
+
 def _check_unfinished(checkpoint: Path, output: Path, steps: int, mistakes: Mistakes) -> None:
     """A run that is at its end, and whose model is there, has nothing to go on with."""
-    done = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")).get("global_step", 0)
+    done = _steps_done(checkpoint)
     if done >= steps and (output / "model").exists():
         mistakes.add(
             "output",
