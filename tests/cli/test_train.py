@@ -39,7 +39,7 @@ def test_it_trains_and_resumes(run, recipe, tmp_path):
     assert run("caption", tmp_path / "0.png", "--model", tmp_path / "output" / "model").code == 0
     again = run("train", recipe)
     assert again.code == 1 and "pass --resume" in again.err
-    more = ("--set", "training.max_steps=3", "--resume")
+    more = ("--set", "training.max_steps=3", "--set", "training.learning_rate=1e-3", "--resume")
     assert "goes on from checkpoint-2" in run("train", recipe, *more, "--dry-run").out
     assert run("train", recipe, *more).code == 0 and (tmp_path / "output" / "checkpoint-3").is_dir()
 

@@ -8,7 +8,7 @@ from contract.heads import ANSWERERS, every
 from PIL import Image
 from tiny import tiny_processor
 
-from hfvlm.data.questions import AnswerCollator, commonest_answer, read_questions
+from hfvlm.data.questions import AnswerCollator, commonest_answer, count_unlearnable, read_questions
 
 
 ROW = {"image": "images/a.jpg", "question": "what is it", "answer": "dog", "split": "test"}
@@ -92,6 +92,12 @@ def test_a_batch_has_each_answer_once_by_how_many_gave_it(head):
 def test_an_answer_that_could_not_be_written_is_not_learned():
     batch = AnswerCollator(tiny_processor("blip"))([item("a dog", "zebra", "dog"), item("a zebra", "the zebra")])
     assert batch["answer_weights"].tolist() == [0.0, 0.5, 0.0]
+
+
+def test_rows_without_an_answer_that_could_be_written_are_counted():
+    tokenizer = tiny_processor("blip").tokenizer
+    assert count_unlearnable([["red"], ["xylophone", "red"], ["xylophone"], ["a xylophone"]], tokenizer) == 2
+    assert count_unlearnable([], tokenizer) == 0
 
 
 def test_long_questions_and_answers_are_cut():

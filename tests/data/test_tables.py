@@ -8,6 +8,7 @@ from datasets import Dataset, DatasetDict, Features, Image, Value
 from hfvlm.data.captions import read_captions
 from hfvlm.data.judgements import read_judgements
 from hfvlm.data.questions import read_questions
+from hfvlm.data.shards import Kept, ShardFolder
 from hfvlm.data.tables import read_table
 
 
@@ -34,6 +35,22 @@ def test_every_kind_of_file_gives_the_same_rows(files, name):
     assert [row["text"] for row in table] == ["photo 2"]
     with pytest.raises(ValueError, match=f"{name}: has no row of split 'test'; it has train, val"):
         read_table(files / name, "test")
+
+
+def test_a_folder_of_parquet_files(tmp_path):
+    """In the order of their names; hidden ones, of which some may be half-written, are passed over."""
+    folder = ShardFolder(tmp_path, {"captioner": "a"})
+    for shard, rows in ((1, [2]), (0, [0, 1]), (2, [])):
+        texts = [f"photo {i}" for i in rows]
+        images = [f"{tmp_path}/{i}.png" for i in rows]
+        folder.write(shard, Kept(images, texts, ["web"] * len(rows), [1.0] * len(rows), rows))
+    (tmp_path / ".shard-new.parquet").write_text("half")
+    table, columns = read_table(tmp_path)
+    assert [row["text"] for row in table] == ["photo 0", "photo 1", "photo 2"]
+    assert columns == ["image", "text", "source", "score", "row"]
+    (tmp_path / "broken.parquet").write_text("half")
+    with pytest.raises(ValueError, match="is not a folder of Parquet files of the same columns"):
+        read_table(tmp_path)
 
 
 def test_a_folder_of_several_splits(files):
@@ -63,7 +80,7 @@ def test_images_of_datasets_stay_encoded(tmp_path):
         ("rows.json", "{", "is no JSON"),
         ("rows.json", '{"a": 1}', "must hold a list of objects"),
         ("rows.parquet", "text", "is not a Parquet file"),
-        ("rows.csv", "a,b", "cannot be read, take .jsonl, .json, .parquet or a folder"),
+        ("rows.csv", "a,b", "cannot be read, take .jsonl, .json, .parquet, a folder of .parquet or one"),
         ("none/rows.json", None, "no such file or folder"),
     ],
 )

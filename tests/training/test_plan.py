@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tiny import tiny_config, tiny_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hfvlm import pipeline
+from hfvlm.data.shards import Kept, ShardFolder
 from hfvlm.training.mistakes import RecipeError
+from hfvlm.training.model import _counts, _is_copy
 from hfvlm.training.plan import Plan, prepare
 
 
@@ -90,6 +93,18 @@ def test_a_trained_model_is_the_start_of_another_task(recipe, read, tmp_path):
     assert any("starts fresh" in line and "weights of lm_head" in line for line in lines)
 
 
+def test_what_of_a_start_is_missing_is_fresh_or_a_copy(recipe, read, tmp_path):
+    tiny_model("blip", "AutoModelForImageTextRetrieval", momentum=None).save_pretrained(tmp_path / "start")
+    recipe |= {"model": {"from": str(tmp_path / "start"), "config": {"momentum": 0.9}}, "task": "pretraining"}
+    plan = prepare(read(recipe))
+    assert "2 weights of teacher_vision_proj" in plan.copied and "3 weights of image_queue" in plan.fresh
+    assert not any("teacher" in part for part in plan.fresh)
+    line = next(line for line in plan.lines() if line.startswith("model "))
+    assert "; starts fresh: 3 weights of image_queue, " in line and "; starts as a copy: " in line
+    assert _counts(["lm_head.bias"]) == ["1 weight of lm_head"]
+    assert _is_copy("text_model.layers.1.second_cross_attention.query.weight") and not _is_copy("teacher_step")
+
+
 def test_a_start_brings_no_steps_and_no_images_of_its_own_training(recipe, read, tmp_path):
     start = tiny_model("blip", "AutoModelForPreTraining", alpha_steps=10)
     start.teacher_step.fill_(999)
@@ -99,6 +114,23 @@ def test_a_start_brings_no_steps_and_no_images_of_its_own_training(recipe, read,
     model = prepare(read(recipe)).model
     assert model.teacher_step.item() == 0 and (model.image_queue.ids == -100).all()
     assert torch.equal(model.image_queue.features, start.image_queue.features)
+
+
+@pytest.mark.parametrize("changes", [{}, {"vision_config": {"image_size": 48}}], ids=["images as before", "resized"])
+def test_a_queue_of_another_size_starts_fresh(recipe, read, tmp_path, changes):
+    start = tiny_model("blip", "AutoModelForImageTextRetrieval")
+    start.image_queue.features.fill_(3)
+    start.save_pretrained(tmp_path / "start")
+    recipe["model"] = {"from": str(tmp_path / "start"), "config": {"queue_size": 24, **changes}}
+    plan = prepare(read(recipe))
+    model, before = plan.model, weights(tmp_path / "start")
+    assert len(model.image_queue) == len(model.text_queue) == model.config.queue_size == 24 != start.config.queue_size
+    assert torch.allclose(model.image_queue.features.norm(dim=1), torch.ones(24))
+    assert plan.fresh == ["image_queue of 24 features", "text_queue of 24 features"]
+    for name, value in model.state_dict().items():
+        assert "queue" in name or name.endswith("position_embedding") or torch.equal(value, before[name]), name
+    recipe["training"] |= {"max_steps": 1}
+    assert len(weights(plan.train())["text_queue.features"]) == 24
 
 
 def test_images_of_another_size(recipe, read, processors, tmp_path):
@@ -189,6 +221,16 @@ def change(recipe: dict, dotted: str, value) -> dict:
         ("training.learning_rate", "fast", "training.learning_rate: must be a number, got 'fast' (text)"),
         ("training.max_steps", 2.5, "training.max_steps: must be a whole number, got 2.5 (a number)"),
         ("training.lr_scheduler_type", "cosin", "training: cosin is not a valid SchedulerType"),
+        (
+            "training.per_device_train_batch_size",
+            0,
+            "training.per_device_train_batch_size: must be at least 1, got 0",
+        ),
+        (
+            "training.gradient_accumulation_steps",
+            -1,
+            "training.gradient_accumulation_steps: must be at least 1, got -1",
+        ),
         ("training.output_dir", "x", "training.output_dir: is said by `output`"),
         ("training.remove_unused_columns", True, "training.remove_unused_columns: must be false: the columns"),
         ("training.dataloader_persistent_workers", True, "training.dataloader_persistent_workers: must be false"),
@@ -227,6 +269,10 @@ def test_models_that_cannot_be_had(recipe, mistakes, data, tmp_path):
         found = mistakes({**recipe, "model": {"from": name}})
         assert len(found) == 1 and found[0] == f"model.from: {name}: {message}" or message in found[0]
     assert mistakes({**recipe, "model": {"from": str(data)}})[0].startswith("model.from: ")
+    for key in ("model.from", "processor"):
+        changes = {"model": {"from": "runs/nowhere"}} if key == "model.from" else {"processor": "runs/nowhere"}
+        found = mistakes({**recipe, **changes})
+        assert len(found) == 1 and found[0].startswith(f"{key}: there is no folder runs/nowhere here, and it cannot ")
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     assert (
@@ -273,9 +319,8 @@ def test_classes_of_images_and_texts(recipe, read, mistakes, data, processors, t
     recipe |= {"samples": 2, "captions_per_image": 1}
     recipe["model"]["architecture"] = architecture
     unknown = "rows[2] has the label 2, this model has the classes 0 (LABEL_0), 1 (LABEL_1)"
-    assert mistakes(recipe) == [
-        f"data.{place}: {unknown}: set model.config.num_labels, or its id2label" for place in ("train", "evaluation")
-    ]
+    fix = "set model.config.num_labels: 3, or name as many classes in model.config.id2label"
+    assert mistakes(recipe) == [f"data.{place}: {unknown}; {fix}" for place in ("train", "evaluation")]
     recipe["model"]["config"] = {"num_labels": 3}
     shown = []
     plan = prepare(read(recipe))
@@ -348,6 +393,46 @@ def test_questions_and_answers(recipe, read, mistakes, data, processors, tmp_pat
     assert batch["answer_counts"].tolist() == [1] and batch["answer_weights"].tolist() == [0.5]
 
 
+def test_answers_that_cannot_be_learned_are_counted(recipe, read, mistakes, data, processors, tmp_path):
+    rows = [{"image": f"{i}.png", "question": "a dog", "answers": ["xylophone"]} for i in range(4)]
+    source = {"path": str(tmp_path / "rows.json"), "images": str(data)}
+    recipe |= {"task": "visual-question-answering", "data": {"train": source}, "captions_per_image": 1}
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    found = mistakes(recipe)
+    assert len(found) == 1 and found[0].startswith("data.train: none of the 4 rows has an answer that can be learned")
+    rows[0]["answers"], rows[1]["answers"] = ["xylophone", "red"], ["red"]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    plan = prepare(read(recipe))
+    assert plan.unlearnable == 2
+    assert any(line.startswith("answers     2 of 4 rows teach nothing") for line in plan.lines())
+
+
+def test_what_bootstrap_writes_is_data(recipe, read, data, tmp_path):
+    images = [str(data / f"{i}.png") for i in range(8)]
+    shards = ShardFolder(tmp_path / "clean", {})
+    shards.write(0, Kept(images, ["a red dog"] * 8, ["web"] * 8, [1.0] * 8, list(range(8))))
+    recipe |= {"data": {"train": str(tmp_path / "clean")}, "captions_per_image": 1}
+    recipe["training"] |= {"max_steps": 1}
+    plan = prepare(read(recipe))
+    assert len(plan.train_rows) == 8 and plan.train_rows[0]["captions"] == ["a red dog"]
+    plan.train()
+
+
+def test_classes_by_names_that_the_model_lacks(recipe, read, mistakes, data, tmp_path):
+    """The line that is told is the line to write."""
+    rows = [{"image": f"{i}.png", "text": "a dog", "label": i % 2 == 1} for i in range(4)]
+    source = {"path": str(tmp_path / "rows.json"), "images": str(data)}
+    recipe |= {"task": "entailment", "data": {"train": source}}
+    for labels, line in (((True, False), '{0: "False", 1: "True"}'), (("yes", "a: b"), '{0: "a: b", 1: "yes"}')):
+        (tmp_path / "rows.json").write_text(json.dumps([{**rows[i], "label": labels[i % 2]} for i in range(4)]))
+        recipe["model"].pop("config", None)
+        assert mistakes(recipe)[0].endswith(f"; set model.config.id2label: {line}")
+        recipe["model"]["config"] = {"id2label": yaml.safe_load(line)}
+        assert prepare(read(recipe)).train_rows[0]["label"] == 1
+    (tmp_path / "rows.json").write_text(json.dumps([{**rows[0], "label": f"c{i:02}"} for i in range(30)]))
+    assert mistakes(recipe)[0].endswith('19: "c19", ... and so on for all 30}')
+
+
 def test_texts_are_assigned_to_images(recipe, read, mistakes, processors):
     recipe |= {"task": "text-assignment", "samples": 3}
     assert mistakes(recipe)[0].startswith("task: BLIP has no head for text-assignment; it learns captioning, ")
@@ -390,6 +475,44 @@ def test_an_output_is_one_run(recipe, read, mistakes, processors):
     assert prepare(read(recipe), resume=True).train() == folder
     assert not torch.equal(weights(folder)["itm_head.weight"], before)
     assert {path.name for path in folder.parent.iterdir()} == {"checkpoint-2", "checkpoint-3", "model", "recipe.yaml"}
+
+
+def test_a_finished_run_is_left_as_it_is(recipe, read, mistakes):
+    recipe["training"] |= {"max_steps": 3, "save_steps": 1}  # ends within an epoch
+    folder = prepare(read(recipe)).train()
+    found = mistakes(recipe, resume=True)
+    assert (
+        len(found) == 1 and "holds a run that is already finished, 3 of 3 steps: raise training.max_steps" in found[0]
+    )
+    before = weights(folder)
+    shutil.rmtree(folder)  # killed before it was saved
+    after = weights(prepare(read(recipe), resume=True).train())
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert not (folder.parent / "checkpoint-4").exists()
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        (
+            "learning_rate",
+            1,
+            "training.learning_rate: is 1, and {output} was started with 0.005: a resumed run goes on",
+        ),
+        ("weight_decay", 0.1, "training.weight_decay: is 0.1, and {output} was started with 0.0: a resumed run"),
+        ("optim", "sgd", "training.optim: is sgd, and {output} was started with adamw_torch"),
+    ],
+)
+def test_an_optimiser_goes_on_as_it_was(recipe, read, mistakes, name, value, message):
+    output = Path(recipe["output"])
+    (output / "checkpoint-1").mkdir(parents=True)
+    (output / "checkpoint-1" / "trainer_state.json").write_text('{"global_step": 1}')
+    (output / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    recipe["training"] |= {"max_steps": 9, "logging_steps": 1}
+    assert prepare(read(recipe), resume=True).checkpoint.name == "checkpoint-1"
+    recipe["training"][name] = value
+    found = mistakes(recipe, resume=True)
+    assert len(found) == 1 and found[0].startswith(message.format(output=output))
 
 
 def test_what_a_kill_left_of_a_model_is_removed_first(recipe, read):

@@ -75,7 +75,7 @@ def test_a_tiny_model_trains_by_a_published_recipe(name, data, tmp_path):
     changes |= {f"training.{field}": value for field, value in training.items()}
     plan = prepare(read_recipe(path, {field: json.dumps(value) for field, value in changes.items()}))
     if "from" in said["model"]:  # what is not there starts as a copy, but for the head itself
-        fresh = {line.partition(" weights of ")[2] for line in plan.fresh}
+        fresh = {line.split(" of ")[1] for line in plan.fresh + plan.copied}
         copies = {
             f"teacher_{part}": part for part in getattr(plan.model, "taught_parts", ()) if f"teacher_{part}" in fresh
         }

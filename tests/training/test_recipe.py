@@ -70,6 +70,18 @@ def test_unknown_keys_name_the_nearest_at_every_level(mistakes):
     ]
 
 
+def test_a_field_of_training_at_the_top(mistakes):
+    found = mistakes(WHOLE, learning_rate="1e-5")
+    assert found == ["learning_rate: is no key here; did you mean training.learning_rate?"]
+
+
+def test_no_file(tmp_path):
+    for path, message in ((tmp_path / "none.yaml", "no such file"), (tmp_path, "cannot be read: Is a directory")):
+        with pytest.raises(RecipeError) as error:
+            read_recipe(path)
+        assert error.value.mistakes[0].startswith(f"{path}: {message}")
+
+
 def test_required_keys(mistakes):
     assert mistakes("alpha: 0.4") == [f"{name}: is missing" for name in ("task", "model", "data", "output")]
 

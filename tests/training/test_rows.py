@@ -90,7 +90,10 @@ def test_images_of_datasets_are_opened(tmp_path):
         ),
         ({"image": "red.png", "captions": [" "]}, "row 0, column 'captions' holds no text: leave such rows out"),
         ({"image": None, "captions": "a"}, "row 0, column 'image' is empty"),
-        ({"image": "red.png", "text": "a"}, "has no column 'captions' or 'caption', it has image, text; say which"),
+        (
+            {"image": "red.png", "words": "a"},
+            "has no column 'captions' or 'caption' or 'text', it has image, words; say which",
+        ),
     ],
 )
 def test_wrong_rows(table, tmp_path, row, message):

@@ -46,6 +46,16 @@ def commonest_answer(answers: Sequence[str]) -> str:
     return Counter(answers).most_common(1)[0][0]
 
 
+def count_unlearnable(rows: Sequence[Sequence[str]], tokenizer: Any) -> int:
+    """How many rows of answers have none that the tokenizer can write: each has a word that it does not know."""
+    texts = sorted({answer for answers in rows for answer in answers})
+    if not texts or tokenizer.unk_token_id is None:
+        return 0
+    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    unknown = {text for text, own in zip(texts, ids, strict=True) if tokenizer.unk_token_id in own}
+    return sum(unknown.issuperset(answers) for answers in rows)
+
+
 class AnswerCollator:
     """Items `{"image": PIL image, "question": ..., "answers": what each of several people answered}` to a batch.
 

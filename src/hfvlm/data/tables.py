@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 
-#: files of rows by their suffix; a folder is one that `datasets` saved
+#: files of rows by their suffix; a folder holds Parquet files, or is one that `datasets` saved
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 def read_table(path: str | Path, split: str | None = None) -> tuple[Sequence[dict[str, Any]], list[str]]:
-    """Reads a `.jsonl` (an object a line), a `.json` (a list of objects), a `.parquet`, or a folder that
-    `datasets.save_to_disk` wrote.
+    """Reads a `.jsonl` (an object a line), a `.json` (a list of objects), a `.parquet`, a folder of such (in the order
+    of their names), or a folder that `datasets.save_to_disk` wrote.
 
     Args:
         split: of a folder with several data sets the one of that name; elsewhere the rows whose `split` it is. None:
@@ -32,7 +32,9 @@ def read_table(path: str | Path, split: str | None = None) -> tuple[Sequence[dic
     if path.is_dir() or path.suffix == ".parquet":
         return _from_datasets(path, split)
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: cannot be read, take {', '.join(SUFFIXES)} or a folder that datasets saved")
+        raise ValueError(
+            f"{path}: cannot be read, take {', '.join(SUFFIXES)}, a folder of .parquet or one that datasets saved"
+        )
     rows = _json_lines(path) if path.suffix == ".jsonl" else _json_list(path)
     if not rows:
         raise ValueError(f"{path}: holds no rows")
@@ -115,15 +117,29 @@ def _of_split(path: Path, splits: Sequence[Any], wanted: str) -> list[int]:
     return chosen
 
 
+def _is_saved(folder: Path) -> bool:
+    """Whether `datasets.save_to_disk` wrote it."""
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
 def _from_datasets(path: Path, split: str | None) -> tuple[Sequence[dict[str, Any]], list[str]]:
     try:
         from datasets import Dataset, DatasetDict, Image, load_from_disk
     except ImportError as error:
         raise ImportError(f"{path}: reading it needs datasets: pip install 'hfvlm[train]'") from error
+    shards = [] if _is_saved(path) else sorted(one for one in path.glob("*.parquet") if not one.name.startswith("."))
     try:
-        data = load_from_disk(str(path)) if path.is_dir() else Dataset.from_parquet(str(path))
+        if path.is_dir() and not shards:
+            data = load_from_disk(str(path))
+        else:
+            data = Dataset.from_parquet([str(file) for file in shards] or str(path))
     except Exception as error:  # of pyarrow, fsspec or datasets, with no common base
-        expected = "a folder that datasets saved" if path.is_dir() else "a Parquet file"
+        whole = (
+            "a folder of Parquet files of the same columns"
+            if shards
+            else "a folder that datasets saved, or of .parquet"
+        )
+        expected = whole if path.is_dir() else "a Parquet file"
         raise ValueError(f"{path}: is not {expected} ({error})") from error
     if isinstance(data, DatasetDict):
         if split not in data:

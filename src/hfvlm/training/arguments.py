@@ -19,6 +19,8 @@ FIXED = {
     "remove_unused_columns": (False, "the columns are what batches are made of"),
     "dataloader_persistent_workers": (False, "they would not see the epoch change, which views are drawn for"),
 }
+#: fields that count something of which there must be one
+COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 DEFAULTS = {"prediction_loss_only": True, "report_to": "none"}
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
@@ -51,6 +53,8 @@ def build_arguments(recipe: Recipe, mistakes: Mistakes) -> TrainingArguments | N
             if known and not fits(value, known):
                 names = expected(sorted(known, key=lambda one: one.__name__))
                 mistakes.add(where, f"must be {names}, got {value!r} ({kind(value)})")
+            elif name in COUNTS and value < 1:
+                mistakes.add(where, f"must be at least 1, got {value}")
     evaluates = recipe.training.get("eval_strategy", "no")
     if recipe.evaluation is None and evaluates != "no":
         mistakes.add("training.eval_strategy", f"is {evaluates!r}, but data.evaluation is missing")

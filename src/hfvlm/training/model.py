@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoProcessor, PreTrainedConfig, PreTrained
 
 from hfvlm.encoders.configuration import BertTowerConfig
 from hfvlm.losses.matches import UNKNOWN
+from hfvlm.losses.queue import NegativeQueue
 from hfvlm.nn.embedding import resize_positions
 from hfvlm.registry import ARCHITECTURES, Architecture, auto_class, find, load
 from hfvlm.training.mistakes import Mistakes, kind, nearest
@@ -31,6 +32,13 @@ def check_name(name: str, where: str, mistakes: Mistakes) -> bool:
     else:
         return True
     return False
+
+
+def _why_not(name: str | None, error: Exception) -> str:
+    """Why nothing could be read: of a name that is no folder, that first."""
+    if name is None or Path(name).expanduser().is_dir():
+        return str(error)
+    return f"there is no folder {name} here, and it cannot be had as a name on the Hub: {error}"
 
 
 def learns(row: Architecture, task: Task) -> bool:
@@ -62,7 +70,7 @@ def build_config(recipe: Recipe, task: Task, mistakes: Mistakes) -> tuple[PreTra
                 return None
             saved = cls.variant(spec["variant"]) if "variant" in spec else cls()
     except (ValueError, OSError, TypeError, StrictDataclassError) as error:
-        mistakes.add("model.from" if "from" in spec else "model.architecture", str(error))
+        mistakes.add("model.from" if "from" in spec else "model.architecture", _why_not(spec.get("from"), error))
         return None
     row = find(saved.model_type)
     if not learns(row, task):
@@ -168,7 +176,8 @@ def load_processor(recipe: Recipe, config: PreTrainedConfig, resized: bool, mist
     try:
         processor = AutoProcessor.from_pretrained(name)
     except (ValueError, OSError, TypeError) as error:
-        mistakes.add(where, f"{name} holds no processor that can be read: {error}")
+        there = Path(name).expanduser().is_dir()
+        mistakes.add(where, f"{name} holds no processor that can be read: {error}" if there else _why_not(name, error))
         return None
     before = len(mistakes.found)
     text, vision = getattr(config, "text_config", None), getattr(config, "vision_config", None)
@@ -205,24 +214,44 @@ def _check_special(tokenizer: Any, config: PreTrainedConfig, mistakes: Mistakes)
 
 def build_model(
     recipe: Recipe, task: Task, config: PreTrainedConfig, saved: PreTrainedConfig
-) -> tuple[Any, list[str]]:
-    """The model in fp32, and in words what of it starts fresh.
+) -> tuple[Any, list[str], list[str]]:
+    """The model in fp32, and in words what of it starts fresh, and what as a copy of other parts.
 
     Raises:
         ValueError, OSError: the weights cannot be loaded.
     """
     auto = auto_class(task.auto)
     if "from" not in recipe.model:
-        return auto.from_config(config, dtype=torch.float32), ["all of it"]
+        return auto.from_config(config, dtype=torch.float32), ["all of it"], []
     sizes = [getattr(getattr(one, "vision_config", None), "image_size", None) for one in (config, saved)]
+    queues = [getattr(one, "queue_size", None) for one in (config, saved)]
     first = config if sizes[0] == sizes[1] else _overridden(config, {"vision_config": {"image_size": sizes[1]}})
+    first = first if queues[0] == queues[1] else _overridden(first, {"queue_size": queues[1]})
     model, found = auto.from_pretrained(
         recipe.model["from"], config=first, dtype=torch.float32, output_loading_info=True
     )
     begin_again(model)
-    parts = Counter(name.split(".")[0] for name in found["missing_keys"])
-    fresh = [f"{count} weights of {part}" for part, count in sorted(parts.items())]
-    return (model if first is config else _resized(model, config)), fresh
+    missing = {name: _is_copy(name) for name in found["missing_keys"]}
+    fresh, copied = (_counts([name for name, copy in missing.items() if copy is wanted]) for wanted in (False, True))
+    if queues[0] != queues[1]:
+        fresh = [part for part in fresh if not part.endswith("_queue")]
+        fresh += [f"{name} of {queues[0]} features" for name in _new_queues(model, queues[0])]
+    return (model if sizes[0] == sizes[1] else _resized(model, config)), fresh, copied
+
+
+def _is_copy(name: str) -> bool:
+    """Whether a weight that is not loaded starts as a copy: those of teachers and of twins for second images do."""
+    return (
+        name.startswith("teacher_")
+        and name != "teacher_step"
+        or any(part.startswith("second_") for part in name.split("."))
+    )
+
+
+def _counts(names: list[str]) -> list[str]:
+    """How many weights of each part there are, in words."""
+    parts = Counter(name.split(".")[0] for name in names)
+    return [f"{count} {'weight' if count == 1 else 'weights'} of {part}" for part, count in sorted(parts.items())]
 
 
 @torch.no_grad()
@@ -233,6 +262,15 @@ def begin_again(model: PreTrainedModel) -> None:
             buffer.zero_()
         elif name == "image_queue.ids":
             buffer.fill_(UNKNOWN)
+
+
+def _new_queues(model: PreTrainedModel, size: int) -> list[str]:
+    """Puts empty queues of another size in the place of the model's; returns their names."""
+    queues = {name: one for name, one in model.named_children() if isinstance(one, NegativeQueue)}
+    for name, old in queues.items():
+        setattr(model, name, NegativeQueue(size, old.features.shape[1], with_ids=old.ids is not None))
+    model.config.queue_size = size
+    return list(queues)
 
 
 @torch.no_grad()

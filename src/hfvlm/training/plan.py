@@ -15,7 +15,8 @@ import yaml
 from transformers import TrainingArguments, set_seed
 
 from hfvlm.data.files import replacing
-from hfvlm.training.arguments import build_arguments
+from hfvlm.data.questions import count_unlearnable
+from hfvlm.training.arguments import FIELDS, build_arguments
 from hfvlm.training.mistakes import Mistakes, nearest
 from hfvlm.training.model import build_config, build_model, load_processor, no_teacher, set_alpha
 from hfvlm.training.recipe import RAND_AUGMENT, Recipe
@@ -24,8 +25,12 @@ from hfvlm.training.tasks import TASKS, Task
 from hfvlm.training.trainer import EpochOf, PartsTrainer, ShowSamples
 
 
+#: names of classes that a hint lists
+SHOWN = 20
 #: what a run may change when it is resumed
 CHANGEABLE = {"training", "samples", "output"}
+#: what of `training` it may not: the optimiser goes on with what was saved of it
+OPTIMISER = ("optim", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 
 
 @dataclass
@@ -33,9 +38,10 @@ class Plan:
     """A run that is ready to start.
 
     Args:
-        fresh: what of the model starts with random weights, in words.
+        fresh, copied: what of the model starts with random weights, and what as a copy of other parts, in words.
         epoch_steps: training steps of an epoch.
         checkpoint: what is resumed; None: nothing.
+        unlearnable: rows to train on without an answer that can be learned.
     """
 
     recipe: Recipe
@@ -46,33 +52,38 @@ class Plan:
     train_rows: Rows
     evaluation_rows: Rows | None
     fresh: list[str]
+    copied: list[str]
     epoch_steps: int
     checkpoint: Path | None
+    unlearnable: int = 0
 
     def lines(self) -> list[str]:
         """What will be done, in words."""
         arguments, recipe = self.arguments, self.recipe
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         origin = recipe.model.get("from") or recipe.model["architecture"]
-        fresh = f"; starts fresh: {', '.join(self.fresh)}" if self.fresh else ""
-        steps = (
-            arguments.max_steps
-            if arguments.max_steps > 0
-            else math.ceil(arguments.num_train_epochs * self.epoch_steps)
-        )
+        starts = (("fresh", self.fresh), ("as a copy", self.copied))
+        begins = "".join(f"; starts {how}: {', '.join(parts)}" for how, parts in starts if parts)
+        steps = _all_steps(arguments, self.epoch_steps)
         batch = arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
         held = (
             "none" if self.evaluation_rows is None else f"{len(self.evaluation_rows)} rows of {recipe.evaluation.path}"
         )
         lines = [
             f"task        {recipe.task}: {type(self.model).__name__}, {trained:,} trained parameters",
-            f"model       {origin}{fresh}",
+            f"model       {origin}{begins}",
             f"data        {len(self.train_rows)} rows of {recipe.train.path}; evaluation: {held}",
             f"batches     {batch} rows a step, {self.epoch_steps} steps an epoch, {steps} steps in all",
             f"optimiser   {_word(arguments.optim)}, learning rate {arguments.learning_rate:g}, "
             f"{_word(arguments.lr_scheduler_type)}, {arguments.get_warmup_steps(steps)} steps of warm-up",
             f"output      {recipe.output}" + (f", goes on from {self.checkpoint.name}" if self.checkpoint else ""),
         ]
+        if self.unlearnable:
+            lines.insert(
+                3,
+                f"answers     {self.unlearnable} of {len(self.train_rows)} rows teach nothing: each of their answers "
+                "has a word that the tokenizer does not know",
+            )
         if getattr(self.model, "taught_parts", ()) and hasattr(self.model.config, "alpha"):
             config = self.model.config
             ramp = f", from 0 over {config.alpha_steps} steps" if config.alpha_steps else ""
@@ -107,7 +118,15 @@ class Plan:
             processing_class=self.processor,
             callbacks=callbacks,
         )
-        trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
+        whole = self.checkpoint is not None and _steps_done(self.checkpoint) >= _all_steps(
+            self.arguments, self.epoch_steps
+        )
+        if whole and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+            trainer._load_from_checkpoint(
+                str(self.checkpoint)
+            )  # killed before it was saved; `train` takes a step more
+        else:
+            trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
         return self._save(trainer, output / "model")
 
     @staticmethod
@@ -169,10 +188,13 @@ def prepare(recipe: Recipe, resume: bool = False) -> Plan:
     held_out = None
     if recipe.evaluation is not None:
         held_out = read_rows(recipe.evaluation, "data.evaluation", task, mistakes, texts, None, None)
+    unlearnable = 0 if rows is None or processor is None else _count_unlearnable(rows, processor, mistakes)
     checkpoint = _check_output(recipe, resume, mistakes)
     epoch_steps = 0
     if configs is not None and arguments is not None and rows is not None:
         epoch_steps = _epoch_steps(len(rows), arguments)
+        if checkpoint is not None:
+            _check_unfinished(checkpoint, recipe.output, _all_steps(arguments, epoch_steps), mistakes)
         set_alpha(configs[0], recipe, epoch_steps, mistakes)
         _check_queue(configs[0], arguments, recipe, task, mistakes)
         for where, found in (("data.train", rows), ("data.evaluation", held_out)):
@@ -180,11 +202,11 @@ def prepare(recipe: Recipe, resume: bool = False) -> Plan:
                 if found is not None:
                     found.number_classes(configs[0].id2label)
             except ValueError as error:
-                mistakes.add(where, f"{error}: set model.config.num_labels, or its id2label")
+                mistakes.add(where, f"{error}; {_classes_of(rows, held_out)}")
     mistakes.stop()
     set_seed(arguments.seed)  # of the parts that start fresh
     try:
-        model, fresh = build_model(recipe, task, *configs)
+        model, fresh, copied = build_model(recipe, task, *configs)
     except (ValueError, OSError, RuntimeError) as error:
         mistakes.add("model", str(error))
         mistakes.stop()
@@ -192,7 +214,37 @@ def prepare(recipe: Recipe, resume: bool = False) -> Plan:
         mistakes.add(*no_teacher(recipe))
     _try(task, recipe, model, processor, rows, mistakes)
     mistakes.stop()
-    return Plan(recipe, task, model, processor, arguments, rows, held_out, fresh, epoch_steps, checkpoint)
+    return Plan(
+        recipe,
+        task,
+        model,
+        processor,
+        arguments,
+        rows,
+        held_out,
+        fresh,
+        copied,
+        epoch_steps,
+        checkpoint,
+        unlearnable,
+    )
+
+
+def _count_unlearnable(rows: Rows, processor: Any, mistakes: Mistakes) -> int:
+    """Of rows in memory those without an answer that can be learned; it is a mistake if all are."""
+    column = next((rows.columns[name] for name in rows.columns if rows.holds[name] == "answers"), None)
+    if column is None or not isinstance(rows.table, list):
+        return 0
+    answers = [[value] if isinstance(value, str) else value for value in rows.values(column)]
+    count = count_unlearnable(answers, processor.tokenizer)
+    if count == len(rows):
+        mistakes.add(
+            "data.train",
+            f"none of the {count} rows has an answer that can be learned: each has a word that the tokenizer does not "
+            f"know, as {answers[0][0]!r} has; write answers as the vocabulary has them (lower case?), or take another "
+            "processor",
+        )
+    return count
 
 
 def _epoch_steps(rows: int, arguments: TrainingArguments) -> int:
@@ -200,6 +252,37 @@ def _epoch_steps(rows: int, arguments: TrainingArguments) -> int:
     share = arguments.train_batch_size * arguments.world_size
     batches = rows // share if arguments.dataloader_drop_last else math.ceil(rows / share)
     return max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
+
+
+def _all_steps(arguments: TrainingArguments, epoch_steps: int) -> int:
+    return arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * epoch_steps)
+
+
+def _steps_done(checkpoint: Path) -> int:
+    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")).get("global_step", 0)
+
+
+def _check_unfinished(checkpoint: Path, output: Path, steps: int, mistakes: Mistakes) -> None:
+    """A run that is at its end, and whose model is there, has nothing to go on with."""
+    done = _steps_done(checkpoint)
+    if done >= steps and (output / "model").exists():
+        mistakes.add(
+            "output",
+            f"{output} holds a run that is already finished, {done} of {steps} steps: raise training.max_steps or "
+            "training.num_train_epochs to go on with it",
+        )
+
+
+def _classes_of(*sources: Rows | None) -> str:
+    """What to say in a recipe for a model with the classes of the rows, in words."""
+    labels = [label for rows in sources if rows is not None for label in rows.labels()]
+    numbers = [label for label in labels if type(label) is int]
+    if numbers:
+        return f"set model.config.num_labels: {max(numbers) + 1}, or name as many classes in model.config.id2label"
+    names = sorted({str(label).lower(): str(label) for label in reversed(labels)}.values())
+    shown = ", ".join(f"{number}: {json.dumps(name, ensure_ascii=False)}" for number, name in enumerate(names[:SHOWN]))
+    more = f", ... and so on for all {len(names)}" if len(names) > SHOWN else ""
+    return f"set model.config.id2label: {{{shown}{more}}}"
 
 
 def _check_queue(config: Any, arguments: TrainingArguments, recipe: Recipe, task: Task, mistakes: Mistakes) -> None:
@@ -256,6 +339,15 @@ def _check_output(recipe: Recipe, resume: bool, mistakes: Mistakes) -> Path | No
         for name in sorted((was.keys() | recipe.raw.keys()) - CHANGEABLE):
             if was.get(name) != recipe.raw.get(name):
                 mistakes.add(name, f"differs from what {output} was started with: a resumed run goes on as it was")
+        old, new = ((raw.get("training") or {}) for raw in (was, recipe.raw))
+        for name in OPTIMISER:
+            values = [said[name] if said.get(name) is not None else FIELDS[name].default for said in (old, new)]
+            if values[0] != values[1]:
+                mistakes.add(
+                    f"training.{name}",
+                    f"is {_word(values[1])}, and {output} was started with {_word(values[0])}: a resumed run goes on "
+                    "as it was",
+                )
     return whole[-1]
 
 

@@ -153,11 +153,17 @@ def read_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Re
         overrides: dotted key -> value as YAML, in place of what the file says there.
 
     Raises:
-        RecipeError: mistakes, all of them.
-        OSError: the file cannot be read.
+        RecipeError: mistakes, all of them; or the file cannot be read.
     """
-    raw = _parse(Path(path).read_text(encoding="utf-8"), str(path))
-    mistakes = Mistakes()
+    mistakes, text = Mistakes(), ""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        mistakes.add(str(path), "no such file: name a recipe, as examples/recipes has them")
+    except (OSError, UnicodeDecodeError) as error:
+        mistakes.add(str(path), f"cannot be read: {getattr(error, 'strerror', None) or error}")
+    mistakes.stop()
+    raw = _parse(text, str(path))
     if not isinstance(raw, dict):
         mistakes.add(str(path), f"must be a mapping of keys (task, model, data, ...), it is {kind(raw)}")
     mistakes.stop()
@@ -183,6 +189,13 @@ def _override(raw: dict, dotted: str, value: Any, mistakes: Mistakes) -> None:
     here[last] = value
 
 
+def _is_training(name: str) -> bool:
+    """Whether `training` has the key."""
+    from hfvlm.training.arguments import FIELDS  # takes time, and only a recipe with a mistake needs it
+
+    return name in FIELDS
+
+
 def _check(value: Any, key: Key, where: str, mistakes: Mistakes) -> None:
     """Whether a value and all below it is what the key takes."""
     if not fits(value, key.types):
@@ -196,7 +209,8 @@ def _check(value: Any, key: Key, where: str, mistakes: Mistakes) -> None:
     prefix = f"{where}." if where else ""
     for name, below in value.items():
         if name not in key.keys:
-            mistakes.add(f"{prefix}{name}", f"is no key here; {nearest(name, key.keys)}")
+            hint = f"did you mean training.{name}?" if not where and _is_training(name) else nearest(name, key.keys)
+            mistakes.add(f"{prefix}{name}", f"is no key here; {hint}")
         elif below is not None:  # `key:` with nothing behind it is a key left out
             _check(below, key.keys[name], f"{prefix}{name}", mistakes)
     for name, below in key.keys.items():

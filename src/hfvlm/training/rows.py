@@ -107,6 +107,11 @@ class Rows(Dataset):
                     if not source.is_file():
                         yield index, source
 
+    def labels(self) -> list[str | int | bool]:
+        """The classes of the rows as the table has them; none without such a column."""
+        column = next((self.columns[name] for name in self.columns if self.holds[name] == "class"), None)
+        return [] if column is None else list(self.values(column))
+
     def number_classes(self, names: dict[int, str]) -> None:
         """Gives items the numbers of their classes, which a column may also hold by name; without one it does nothing.
 
@@ -116,9 +121,9 @@ class Rows(Dataset):
         Raises:
             ValueError: a row has a class that there is not.
         """
-        column = next((self.columns[name] for name in self.columns if self.holds[name] == "class"), None)
-        if column is not None:
-            self._classes = class_numbers(self.values(column), names)
+        labels = self.labels()
+        if labels:
+            self._classes = class_numbers(labels, names)
 
     def name(self, index: int) -> str:
         """What to call a row's image."""

@@ -104,7 +104,7 @@ def assigned_images(model: Any, processor: Any, items: list[dict], max_length: i
 
 PHOTOS = {
     "image": Column("image", ("image",)),
-    "captions": Column("texts", ("captions", "caption")),
+    "captions": Column("texts", ("captions", "caption", "text")),
     "image_id": Column("any", ("image_id",), required=False),
 }
 JUDGED = {
