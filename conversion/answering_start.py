@@ -52,9 +52,8 @@ def answering_start(path: str | Path) -> Conversion:
     found = {name: state[source] for name, source in sources.items() if source in state}
     # a decoder reads the question's states, where the layers that fuse read an image's, which may have another width
     other = {name: "of another width, start fresh" for name in found if found[name].shape != wanted[name].shape}
-    chosen = {
-        name: tensor.clone() for name, tensor in found.items() if name not in other
-    }  # from_pretrained keeps them
+    # both towers read the same weights, and the model keeps the tensors that it is given
+    chosen = {name: tensor.clone() for name, tensor in found.items() if name not in other}
     model, loaded = heads[ANSWERING].from_pretrained(None, config=config, state_dict=chosen, output_loading_info=True)
     if lacking := sorted(loaded["missing_keys"] - other.keys()):
         raise ValueError(f"{path} lacks {len(lacking)} weights, such as {sources[lacking[0]]}")

@@ -26,12 +26,13 @@ from train_captioner import (
     MapCollator,
     build_model,
     cache_maps,
+    judging_tokenizer,
     load_rows,
     save,
     train,
     vocabulary,
 )
-from transformers import BertTokenizer, BlipImageProcessorPil
+from transformers import BlipImageProcessorPil
 
 from hfvlm import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipProcessor, pipeline
 from hfvlm.data.bootstrap import CapFilt, Recipe, bootstrap
@@ -82,14 +83,7 @@ class DrawnMaps(CachedMaps):
 def build_processor(rows: list[dict], minilm: Path, recipe: dict) -> tuple[BlipProcessor, list[int]]:
     """One for captioner and filter: words of the captions, with [DEC] and [ENC]; each word's id in MiniLM's."""
     tokens, old = vocabulary(rows, minilm, recipe["vocabulary"]["min_count"], SPECIAL)
-    tokens, old = [*tokens, "[ENC]"], [*old, old[tokens.index("[CLS]")]]
-    tokenizer = BertTokenizer(
-        vocab={token: i for i, token in enumerate(tokens)},
-        do_lower_case=True,
-        bos_token="[DEC]",
-        extra_special_tokens=["[ENC]"],
-        model_max_length=recipe["model"]["max_positions"],
-    )
+    tokenizer, old = judging_tokenizer(tokens, old, recipe["model"]["max_positions"])
     size = recipe["model"]["image_size"]
     return BlipProcessor(BlipImageProcessorPil(size={"height": size, "width": size}, **LITE), tokenizer), old
 

@@ -18,8 +18,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
-from train_captioner import CachedTower, cache_maps, save, train, vocabulary
-from transformers import BertTokenizer
+from train_captioner import CachedTower, cache_maps, judging_tokenizer, save, train, vocabulary
 
 from hfvlm import BlipConfig, BlipForConditionalGeneration, BlipForVisualQuestionAnswering, BlipProcessor
 from hfvlm.builtin import builtin_model
@@ -46,14 +45,7 @@ def build_processor(captioner: BlipProcessor, rows: list[dict], minilm: Path, mi
     known = captioner.tokenizer.convert_ids_to_tokens(range(len(captioner.tokenizer)))
     texts = [{"captions": [row["question"], *row["answers"]]} for row in rows]
     tokens, old = vocabulary(texts, minilm, min_count, known)
-    tokens, old = [*tokens, "[ENC]"], [*old, old[tokens.index("[CLS]")]]
-    tokenizer = BertTokenizer(
-        vocab={token: i for i, token in enumerate(tokens)},
-        do_lower_case=True,
-        bos_token="[DEC]",
-        extra_special_tokens=["[ENC]"],
-        model_max_length=captioner.tokenizer.model_max_length,
-    )
+    tokenizer, old = judging_tokenizer(tokens, old, captioner.tokenizer.model_max_length)
     return BlipProcessor(captioner.image_processor, tokenizer), old
 
 
@@ -187,10 +179,8 @@ def main() -> None:
     collator = MapCollator(processor, words["max_length"])
     datasets = [AskedMaps(maps, numbers, part) for part in (rows, held_out)]
     train(model, *datasets, collator, stage, args.output / "answers")
-    cached, model.vision_model = (
-        model.vision_model,
-        tower.to(model.device),
-    )  # the Trainer has seen its last convolution
+    cached = model.vision_model
+    model.vision_model = tower.to(model.device)  # of which the Trainer has seen only the last convolution
     save(model, processor, args.output / "model")
     model.vision_model = cached
 

@@ -14,8 +14,18 @@ from pathlib import Path
 import torch
 import yaml
 from safetensors.torch import load_file
-from train_captioner import SPECIAL, CachedMaps, CachedTower, cache_maps, load_rows, save, train, vocabulary
-from transformers import AutoModel, AutoProcessor, BertTokenizer, Trainer
+from train_captioner import (
+    SPECIAL,
+    CachedMaps,
+    CachedTower,
+    cache_maps,
+    judging_tokenizer,
+    load_rows,
+    save,
+    train,
+    vocabulary,
+)
+from transformers import AutoModel, AutoProcessor, Trainer
 
 from hfvlm import BlipConfig, BlipForConditionalGeneration, BlipForPreTraining, BlipProcessor
 from hfvlm.data.captions import GroupedPairCollator, draw_captions
@@ -25,14 +35,7 @@ from hfvlm.embedder import Embedder
 def build_processor(captioner: BlipProcessor, rows: list[dict], minilm: Path, min_count: int):
     """The captioner's processor with more words and [ENC]; each word's id in MiniLM's vocabulary."""
     tokens, old = vocabulary(rows, minilm, min_count, SPECIAL)
-    tokens, old = [*tokens, "[ENC]"], [*old, old[tokens.index("[CLS]")]]
-    tokenizer = BertTokenizer(
-        vocab={token: i for i, token in enumerate(tokens)},
-        do_lower_case=True,
-        bos_token="[DEC]",
-        extra_special_tokens=["[ENC]"],
-        model_max_length=captioner.tokenizer.model_max_length,
-    )
+    tokenizer, old = judging_tokenizer(tokens, old, captioner.tokenizer.model_max_length)
     return BlipProcessor(captioner.image_processor, tokenizer), old
 
 

@@ -63,6 +63,19 @@ def vocabulary(rows: list[dict], minilm: Path, min_count: int, special: list[str
     return tokens, [full.token_to_id("[CLS]" if token == "[DEC]" else token) for token in tokens]
 
 
+def judging_tokenizer(tokens: list[str], old_ids: list[int], max_length: int) -> tuple[BertTokenizer, list[int]]:
+    """A tokenizer of these and of [ENC], which judged texts start with; the ids with [CLS]'s for that."""
+    tokens, old_ids = [*tokens, "[ENC]"], [*old_ids, old_ids[tokens.index("[CLS]")]]
+    tokenizer = BertTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)},
+        do_lower_case=True,
+        bos_token="[DEC]",
+        extra_special_tokens=["[ENC]"],
+        model_max_length=max_length,
+    )
+    return tokenizer, old_ids
+
+
 def build_processor(rows: list[dict], minilm: Path, recipe: dict) -> tuple[BlipProcessor, list[int]]:
     """A BERT tokenizer cut to the captions' word pieces, and the id that each had in the full vocabulary."""
     tokens, old = vocabulary(rows, minilm, recipe["vocabulary"]["min_count"], SPECIAL)

@@ -122,9 +122,8 @@ class Plan:
             self.arguments, self.epoch_steps
         )
         if whole and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-            trainer._load_from_checkpoint(
-                str(self.checkpoint)
-            )  # killed before it was saved; `train` takes a step more
+            # killed before its model was saved; `train` would take a step more
+            trainer._load_from_checkpoint(str(self.checkpoint))
         else:
             trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
         return self._save(trainer, output / "model")
