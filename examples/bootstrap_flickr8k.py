@@ -45,6 +45,7 @@ from hfvlm.evaluation.tasks import score_captions
 STAGE = {"batch_size": 64, "learning_rate": 5.0e-4, "weight_decay": 0.05, "warmup_ratio": 0.05}
 FILTER = {**STAGE, "learning_rate": 3.0e-4}
 TUNING = {**STAGE, "learning_rate": 1.0e-4}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def corrupt(rows: list[dict], share: float, generator: torch.Generator) -> tuple[list[dict], set[tuple[int, str]]]:
@@ -125,7 +126,7 @@ def equal_error(capfilt: CapFilt, rows: list[dict]) -> float:
         pixels = capfilt.loader([row["image"] for row in rows[start : start + 64]])["pixel_values"]
         scores += capfilt.scores(pixels, pairs[start : start + 64])
     right, wrong = torch.tensor(scores).view(-1, 2).sort(dim=0).values.unbind(1)
-    dropped, passed = torch.arange(len(rows)), len(rows) - torch.searchsorted(wrong, right.contiguous())
+    dropped, passed = torch.arange(len(rows)), len(rows) - torch.searchsorted(wrong.contiguous(), right.contiguous())
     return right[(dropped - passed).abs().argmin()].item()
 
 
@@ -149,7 +150,7 @@ def judged(web: list[dict], right: set[tuple[int, str]], kept: list[dict]) -> di
 
 def cider(folder: Path, rows: list[dict]) -> float:
     """Of a captioner on photos with their captions, with 3 beams."""
-    captioner = pipeline("image-to-text", model=str(folder), dtype=torch.float32)
+    captioner = pipeline("image-to-text", model=str(folder), dtype=torch.float32, device=DEVICE)
     outputs = captioner([str(row["image"]) for row in rows], batch_size=20, generate_kwargs={"num_beams": 3})
     captions = [output[0]["generated_text"] for output in outputs]
     return round(score_captions(captions, [row["captions"] for row in rows])["cider"], 3)
@@ -169,9 +170,9 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=2, help="captions a photo and step")
     parser.add_argument("--views", type=int, default=2, help="random views a photo, encoded once and kept on disk")
     parser.add_argument("--epochs", type=int, default=6, help="of each captioner")
-    parser.add_argument("--filter-epochs", type=int, default=6, help="of the filter")
+    parser.add_argument("--filter-epochs", type=int, default=15, help="of the filter")
     parser.add_argument("--tuning-epochs", type=int, default=3, help="of the captioner, on the human captions")
-    parser.add_argument("--filter-tuning-epochs", type=int, default=20, help="of the filter, on the human captions")
+    parser.add_argument("--filter-tuning-epochs", type=int, default=60, help="of the filter, on the human captions")
     parser.add_argument(
         "--threshold", type=float, help="of the filter; left out: where its two errors are equal on validation photos"
     )
@@ -194,7 +195,7 @@ def main() -> None:
     source.write_text("".join(lines), encoding="utf-8")
 
     torch.manual_seed(0)
-    captioner = build_model(processor, old_ids, args, recipe)
+    captioner = build_model(processor, old_ids, args, recipe).to(DEVICE)
     maps = cache_maps(captioner.vision_model, processor, rows, args.views, args.output / "train_maps.pt")
     collator, stage, tuning = MapCollator(processor, max_length), {**STAGE}, {**TUNING}
     stage["epochs"], tuning["epochs"] = args.epochs, args.tuning_epochs
@@ -223,7 +224,7 @@ def main() -> None:
     shards = ShardFolder(folder, capfilt.settings(found), found.in_bytes)
     counts = sum((part for _, part in bootstrap(found, shards, capfilt, on_error=print)), Counts())
     kept = kept_rows(folder)
-    result = {"threshold": round(threshold, 3), **vars(counts), **judged(web, right, kept)}
+    result = {"threshold": float(f"{threshold:.3g}"), **vars(counts), **judged(web, right, kept)}
     print("filter:", json.dumps(result), flush=True)
 
     texts: dict[int, list[str]] = {}

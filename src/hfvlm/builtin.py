@@ -1,19 +1,15 @@
-"""The models that come with the package."""
+"""The model that comes with the package: a small BLIP, which captions, searches, classifies and matches."""
 
 from importlib.resources import files
 from pathlib import Path
 
 
-#: task -> folder under assets/
-BUILTIN = {
-    "image-to-text": "captioner",
-    "image-text-retrieval": "searcher",
-    "zero-shot-image-classification": "searcher",
-}
+#: what it does
+BUILTIN = ("image-to-text", "image-text-retrieval", "image-text-matching", "zero-shot-image-classification")
 
 
 def builtin_model(task: str) -> Path:
-    """The folder of the model that the package brings for a task.
+    """The folder of the built-in model, if it has the task.
 
     Raises:
         ValueError: no model comes with the package for this task.
@@ -21,7 +17,7 @@ def builtin_model(task: str) -> Path:
     """
     if task not in BUILTIN:
         raise ValueError(f"no built-in model for {task!r}, only for {', '.join(BUILTIN)}; name one")
-    folder = Path(str(files("hfvlm"))) / "assets" / BUILTIN[task]
+    folder = Path(str(files("hfvlm"))) / "assets" / "blip"
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"this installation has no built-in model for {task!r} ({folder} is missing); "

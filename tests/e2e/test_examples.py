@@ -178,26 +178,23 @@ def test_captioner(data, weights, example, tmp_path):
     example("caption_sheet", data / "test0.png", "--model", tmp_path / "packed", "--output", tmp_path / "sheet.png")
     assert Image.open(tmp_path / "sheet.png").height > 300  # the photo and a caption below
 
-    searcher = tmp_path / "searcher"
-    tiny_model("hfvlm_align", "AutoModel").save_pretrained(searcher)
-    tiny_processor("hfvlm_align").save_pretrained(searcher)
-    width = AlignModel.from_pretrained(searcher).config.projection_dim
     shorter = short_recipe(
         "flickr8k_blip",
         tmp_path,
-        model={"projection_dim": width, "queue_size": 16},
-        stages={"objectives": {**STAGE, "views": 1}},
+        model={"projection_dim": 16, "queue_size": 16},
+        photos={"size": 32, "texts": 2},
+        stages={"objectives": {**STAGE, "save_every": 1}, "reward": {**STAGE, "save_every": 1, "samples": 2}},
         vocabulary={"min_count": 1},
     )
-    blip = ["--data", data, "--captioner", tmp_path / "out" / "model", "--searcher", searcher, *minilm(weights)]
-    example("train_blip", *blip, "--recipe", shorter, "--output", tmp_path / "blip")
+    blip = ["--data", data, "--captioner", tmp_path / "out" / "model", *minilm(weights), "--recipe", shorter]
+    example("train_blip", *blip, "--output", tmp_path / "blip")
     example("evaluate_retrieval", "--data", data, "--model", tmp_path / "blip" / "model", "--rerank", 2)
     written = BlipForConditionalGeneration.from_pretrained(tmp_path / "blip" / "model")
     assert written.generation_config.num_beams == 3
 
     stages_of_answers = {"answers": {**STAGE, "batch_size": 2}}
     shorter = short_recipe("daquar_vqa", tmp_path, held_out=0.25, ranking=3, stages=stages_of_answers)
-    answerer = ["--data", data, "--captioner", tmp_path / "out" / "model", *minilm(weights), "--recipe", shorter]
+    answerer = ["--data", data, "--start", tmp_path / "blip" / "model", *minilm(weights), "--recipe", shorter]
     result = result_of(example("train_answerer", *answerer, "--output", tmp_path / "answerer"))
     assert set(result) == {"written", "ranked", "commonest", "commonest of the kind", "questions", "split"}
     assert result["questions"] == 2 * PHOTOS["test"] and result["commonest of the kind"] == 0.5

@@ -205,7 +205,7 @@ def test_builtin_model_is_found_or_missed_clearly(monkeypatch, tmp_path):
     monkeypatch.setattr(hfvlm.builtin, "files", lambda package: tmp_path)
     with pytest.raises(FileNotFoundError, match="no built-in model for 'image-to-text'.*missing"):
         hfvlm.builtin.builtin_model("image-to-text")
-    folder = tmp_path / "assets" / "captioner"
+    folder = tmp_path / "assets" / "blip"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     assert hfvlm.builtin.builtin_model("image-to-text") == folder

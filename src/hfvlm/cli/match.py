@@ -18,8 +18,11 @@ def match(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image: path or URL.")],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="What it may show.")],
     model: Annotated[
-        str, typer.Option(help="Folder or Hub name of a retrieval model that judges pairs (ALBEF, BLIP).")
-    ],
+        str | None,
+        typer.Option(
+            help="Folder or Hub name of a model that judges pairs (ALBEF, BLIP); the built-in one if left out."
+        ),
+    ] = None,
     map: Annotated[
         Path | None, typer.Option(help="Also draw where in the image the best text is (.png); red is most.")
     ] = None,

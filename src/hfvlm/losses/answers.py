@@ -9,7 +9,7 @@ from hfvlm.losses.momentum_contrast import soft_cross_entropy
 
 
 #: learned tokens whose scores over the vocabulary are made at once when answers are ranked
-TOKENS_AT_ONCE = 1024
+TOKENS_AT_ONCE = 256
 
 
 def _sums(losses: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
