@@ -3,7 +3,7 @@
 The evaluation of Align before Fuse, https://arxiv.org/abs/2107.07651, and BLIP, https://arxiv.org/abs/2201.12086.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ def judge_pairs(
     images: torch.Tensor,
     texts: torch.Tensor,
     batch_size: int = 128,
+    progress: Callable[[int, int], None] | None = None,
 ) -> torch.Tensor:
     """How well pairs match, `[pairs]`: the logit of a match.
 
@@ -47,6 +48,7 @@ def judge_pairs(
         input_ids, attention_mask: `[texts, length]`, padded on the right.
         images, texts: `[pairs]`, long: rows of the two.
         batch_size: pairs that are read at a time.
+        progress: is told how many pairs are judged, of how many.
     """
     lengths = attention_mask.sum(dim=1)
     states = None
@@ -70,6 +72,8 @@ def judge_pairs(
             text_embeds=None if states is None else states[of_text, :length],
         )
         scores[chosen] = logits[:, 1].float()
+        if progress is not None:
+            progress(rows.stop, len(images))
     return scores
 
 
@@ -97,6 +101,7 @@ def rerank_scores(
     similarity: torch.Tensor,
     k: int,
     batch_size: int = 128,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The scores of each image's `k` nearest texts, and of each text's `k` nearest images.
 
@@ -104,7 +109,7 @@ def rerank_scores(
 
     Args:
         model: a retrieval head; `rerank_adds_similarity` says whether a score is the judgement alone, or with it.
-        image_tokens, input_ids, attention_mask, batch_size: as in `judge_pairs`.
+        image_tokens, input_ids, attention_mask, batch_size, progress: as in `judge_pairs`.
         similarity: `[images, texts]`.
         k: how many are judged; all where there are fewer.
 
@@ -126,7 +131,7 @@ def rerank_scores(
         best = similarity.topk(min(k, similarity.shape[dim]), dim=dim).indices
         near[1 - dim].scatter_(dim, best, True)
     images, texts = (near[0] | near[1]).nonzero(as_tuple=True)
-    scores = judge_pairs(model, image_tokens, input_ids, attention_mask, images, texts, batch_size)
+    scores = judge_pairs(model, image_tokens, input_ids, attention_mask, images, texts, batch_size, progress)
     table = torch.full_like(similarity, UNRANKED, dtype=torch.float32)
     table[images, texts] = scores + similarity[images, texts] if model.rerank_adds_similarity else scores
     return table.masked_fill(~near[0], UNRANKED), table.masked_fill(~near[1], UNRANKED).t()

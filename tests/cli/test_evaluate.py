@@ -10,6 +10,7 @@ from two_towers import save_stock_clip, stock_clip, stock_processor
 from hfvlm.cli.evaluate import _ROWS, Task
 from hfvlm.data.captions import read_captions
 from hfvlm.data.judgements import read_judgements
+from hfvlm.data.questions import read_questions
 from hfvlm.embedder import Embedder
 from hfvlm.evaluation import tasks
 from hfvlm.pipelines import pipeline
@@ -71,6 +72,44 @@ def test_retrieval(run, data, tmp_path, options, split, number):
     lines = run("evaluate", "retrieval", *arguments).out.splitlines()
     assert lines[:4] == [f"{name}: {value}" for name, value in about.items()]
     assert lines[4:] == [f"{name}: {score:.4f}" for name, score in scores.items()]
+
+
+def test_the_nearest_are_judged_again(run, data, tmp_path):
+    model, processor = tiny_model("blip", "AutoModelForImageTextRetrieval"), tiny_processor("blip")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    arguments = ("--data", data / "captions.jsonl", "--model", tmp_path, "--dtype", "fp32", "--rerank", 2, "--json")
+    rows = read_captions(data / "captions.jsonl", "test")
+    scores = tasks.evaluate_retrieval(Embedder(model, processor), rows, rerank=2)
+    about = {"task": "retrieval", "model": str(tmp_path), "split": "test", "images": 4}
+    assert json.loads(run("evaluate", "retrieval", *arguments).out) == {**about, **close(scores)}
+    clip = save_stock_clip(tmp_path / "clip")
+    result = run("evaluate", "retrieval", "--data", data / "captions.jsonl", "--model", clip, "--rerank", 2)
+    assert result.code == 1 and "rerank needs a model that judges pairs" in result.err
+
+
+def test_answers_are_chosen_from_a_file(run, data, tmp_path):
+    answers = tmp_path / "answers.txt"
+    answers.write_text("red ball\n\na dog\nred ball\n")
+    model, processor = tiny_model("blip", "AutoModelForVisualQuestionAnswering"), tiny_processor("blip")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    arguments = ("evaluate", "vqa", "--data", data / "vqa.jsonl", "--model", tmp_path, "--dtype", "fp32", "--json")
+    result = run(*arguments, "--candidates", answers)
+    pipe = pipeline("visual-question-answering", str(tmp_path), device="cpu")
+    rows = read_questions(data / "vqa.jsonl", "test")
+    scores = tasks.evaluate_vqa(pipe, rows, candidates=["red ball", "a dog"])
+    assert (result.code, result.err) == (0, "")
+    assert json.loads(result.out)["vqa_accuracy"] == pytest.approx(scores["vqa_accuracy"])
+    assert "no such file" in run(*arguments, "--candidates", tmp_path / "none.txt").err
+    answers.write_text("\n")
+    assert "an answer a line" in run(*arguments, "--candidates", answers).err
+
+
+@pytest.mark.parametrize("option", [("--rerank", 3), ("--candidates", "answers.txt")])
+def test_an_option_of_another_task_is_refused(run, data, no_model, option):
+    result = run("evaluate", "captioning", "--data", data / "captions.jsonl", *option)
+    assert result.code == 2 and "is for" in result.err
 
 
 def test_vqa(run, data, monkeypatch):

@@ -139,6 +139,7 @@ def test_a_saved_folder_answers(pipe, photos, tmp_path):
         (lambda pipe, photo: pipe(), ValueError, "pass images"),
         (lambda pipe, photo: pipe(photo), ValueError, "question is empty"),
         (lambda pipe, photo: pipe(photo, question=" "), ValueError, "question is empty"),
+        (lambda pipe, photo: pipe(photo, questions="a"), TypeError, "takes no 'questions', did you mean 'question'"),
         (lambda pipe, photo: pipe(photo, question=["a"]), TypeError, "question must be a string, got list"),
         (lambda pipe, photo: pipe(photo, question="a", candidates=[]), ValueError, "candidates is an empty list"),
         (lambda pipe, photo: pipe(photo, question="a", candidates=["a", " "]), ValueError, "a candidate is empty"),

@@ -71,6 +71,17 @@ def _read(task: Task, data: Path, split: str, limit: int | None) -> list[dict[st
     return rows
 
 
+def _lines(path: Path) -> list[str]:
+    """The answers of a file, each once."""
+    if not path.is_file():
+        raise ValueError(f"--candidates {path}: no such file")
+    answers = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    answers = list(dict.fromkeys(answer for answer in answers if answer))
+    if not answers:
+        raise ValueError(f"--candidates {path}: is empty; it takes an answer a line")
+    return answers
+
+
 def _pipeline(task: str, model: str | None, dtype: str, trust_remote_code: bool) -> Any:
     check_model_name(model)
     from hfvlm.builtin import builtin_model
@@ -119,6 +130,14 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option(help=f"Rows of this split only; {ALL}: every row.")] = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
+    rerank: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="K", help="Retrieval: judge the K nearest again, each way (ALBEF, BLIP)."),
+    ] = None,
+    candidates: Annotated[
+        Path | None,
+        typer.Option(help="VQA: a file with an answer a line, to choose from; left out, answers are written."),
+    ] = None,
     batch_size: BatchSize = BATCH_SIZE,
     dtype: Precision = Dtype.auto,
     as_json: Annotated[bool, typer.Option("--json", help="The scores as one JSON object.")] = False,
@@ -129,12 +148,19 @@ def evaluate(
     All scores are shares from 0 to 1, but CIDEr, which goes to 10. An image that cannot be read ends the evaluation.
     """
     warnings.simplefilter("ignore")  # they speak to programmers; what is wrong with an image becomes an error
+    if rerank is not None and task is not Task.retrieval:
+        raise typer.BadParameter("is for retrieval", param_hint="--rerank")
+    options = {} if rerank is None else {"rerank": rerank}
+    if candidates is not None:
+        if task is not Task.vqa:
+            raise typer.BadParameter("is for vqa", param_hint="--candidates")
+        options["candidates"] = _lines(candidates)
     rows = _read(task, data, split, limit)
     from hfvlm.evaluation import tasks
 
     tasks.check(task.value, rows)
     report = Report("evaluating")
-    options = {"progress": report.progress}
+    options["progress"] = report.progress
     if task is Task.retrieval:
         embedder = load_embedder(model, dtype.value, trust_remote_code, batch_size)
         with report.bar:

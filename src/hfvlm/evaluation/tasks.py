@@ -10,8 +10,9 @@ from hfvlm.data.classes import ClassCollator
 from hfvlm.data.judgements import SECOND, class_numbers
 from hfvlm.embedder import Embedder
 from hfvlm.evaluation import metric
-from hfvlm.evaluation.retrieval import recall_of_embeddings
+from hfvlm.evaluation.retrieval import recall_at, recall_of_embeddings
 from hfvlm.images import open_image
+from hfvlm.reranking import check_judges, rerank_scores
 
 
 #: is told how many rows are done, of how many
@@ -83,32 +84,49 @@ def evaluate_retrieval(
     rows: Sequence[dict[str, Any]],
     progress: Progress | None = None,
     ks: Sequence[int] = (1, 5, 10),
+    rerank: int | None = None,
 ) -> dict[str, float]:
     """Recall of images by text and of texts by image, over all captions of all images; see `recall_at`.
 
     Args:
-        embedder: of a two-tower model.
+        embedder: of a two-tower model; with `rerank` of a retrieval head (ALBEF, BLIP).
         rows: `{"image": ..., "captions": [...]}`, as `read_captions` gives them.
         ks: how many results count.
+        rerank: so many of the nearest are judged again, each way; the rest comes behind them.
 
     Raises:
         ImageError: an image that cannot be used, by name.
-        ValueError: no rows, or one without captions.
+        ValueError: no rows, or one without captions; `rerank` below 1, or with a model that judges no pairs.
     """
     captions = _references(rows, "captions")
+    if rerank is not None:
+        if rerank < 1:
+            raise ValueError(f"rerank must be at least 1, got {rerank}")
+        check_judges(embedder.model)
     texts = [caption for own in captions for caption in own]
-    total, sides = len(rows) + len(texts), []
-    for done, batches in (
-        (0, embedder.image_batches([row["image"] for row in rows])),
-        (len(rows), embedder.text_batches(texts)),
-    ):
-        vectors = []
-        for positions, embeds in batches:
-            vectors.append(embeds)
-            _tell(progress, done + positions[-1] + 1, total)
-        sides.append(torch.cat(vectors))
     image_of_text = [image for image, own in enumerate(captions) for _ in own]
-    return recall_of_embeddings(*sides, image_of_text, ks)
+    total, images, tokens = len(rows) + len(texts), [], []
+    for positions, pixels in embedder.loader.stream([row["image"] for row in rows], embedder.batch_size):
+        embeds, states = embedder.encode(pixel_values=pixels)
+        images.append(embeds)
+        if rerank is not None:
+            tokens.append(states)
+        _tell(progress, positions[-1] + 1, total)
+    images, embeds = torch.cat(images), []
+    for positions, part in embedder.text_batches(texts):
+        embeds.append(part)
+        _tell(progress, len(rows) + positions[-1] + 1, total)
+    embeds = torch.cat(embeds)
+    if rerank is None:
+        return recall_of_embeddings(images, embeds, image_of_text, ks)
+    device = embedder.model.device
+    ids = {name: value.to(device) for name, value in embedder.tokens(texts).items()}
+    similarity, tokens = (images @ embeds.t()).to(device), torch.cat(tokens)
+    scores = rerank_scores(
+        embedder.model, tokens, ids["input_ids"], ids["attention_mask"], similarity, rerank, progress=progress
+    )
+    of_images, of_texts = recall_at(scores[0], image_of_text, ks), recall_at(scores[1].t(), image_of_text, ks)
+    return {name: (of_images if name.startswith("image") else of_texts)[name] for name in of_images}
 
 
 def evaluate_vqa(

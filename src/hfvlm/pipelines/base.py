@@ -1,7 +1,11 @@
 """The base of every pipeline here: a processor brings the tokenizer and the image processor."""
 
+import difflib
+import inspect
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import Pipeline
@@ -18,7 +22,7 @@ class VlmPipeline(Pipeline):
 
     Raises:
         ValueError: no processor.
-        TypeError: a model of another kind.
+        TypeError: a model of another kind; when it is made or called, an argument that it does not have.
     """
 
     #: what it is called and what the processor prepares, in errors
@@ -34,7 +38,26 @@ class VlmPipeline(Pipeline):
         if processor is None:
             raise ValueError(f"{self.name} needs processor=, which prepares {self.prepares} for the model")
         self.check_model(model)
-        super().__init__(model=model, processor=processor, **kwargs)
+        with self._naming_options():
+            super().__init__(model=model, processor=processor, **kwargs)
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        with self._naming_options():
+            return super().__call__(inputs, **kwargs)
+
+    @contextmanager
+    def _naming_options(self) -> Iterator[None]:
+        """Tells the caller, where an argument is unknown, by which names there are some."""
+        try:
+            yield
+        except TypeError as error:
+            unknown = re.search(r"_sanitize_parameters\(\) got an unexpected keyword argument '(\w+)'", str(error))
+            if unknown is None:
+                raise
+            names = [*inspect.signature(self._sanitize_parameters).parameters, "batch_size", "num_workers"]
+            near = difflib.get_close_matches(unknown[1], names, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else ";"
+            raise TypeError(f"{self.name} takes no {unknown[1]!r}{hint} it takes {', '.join(names)}") from None
 
     @staticmethod
     def check_model(model: Any) -> None:

@@ -11,7 +11,7 @@ from hfvlm.embedder import Embedder
 from hfvlm.images import ImageError, image_of, images_in, open_image
 from hfvlm.nearest import nearest
 from hfvlm.pipelines.base import VlmPipeline
-from hfvlm.reranking import UNRANKED, check_judges, judge_pairs
+from hfvlm.reranking import check_judges, judge_pairs
 
 
 logger = logging.get_logger(__name__)
@@ -135,16 +135,16 @@ class ImageTextRetrievalPipeline(VlmPipeline):
             queries: a text (any string is one, also a path), an image (a `Path`, PIL image, bytes, or a mapping with
                 a path, URL or image as its "image"), or a list of these.
             top_k: results a query, at most; 5 if left out.
-            rerank: so many of the nearest are judged again, each read together with the query; all where there are
-                fewer. It takes a model that judges pairs, and texts on one side, images on the other.
+            rerank: so many of the nearest are judged again, each read together with the query, and the best of these
+                are the results; all where there are fewer. It takes a model that judges pairs, and texts on one side,
+                images on the other.
             batch_size: queries at a time, all of one kind.
             timeout: seconds to wait for a URL's server.
 
         Returns:
             `[{"score": cosine similarity, "image" or "text": the item, "index": its place in the collection}]`, best
             first; a list of these for a list. With `rerank` the score is the judgement, the logit of a match (with
-            the similarity added if the model is evaluated like that), and "similarity" the cosine; the judged come
-            first, and others score -100.
+            the similarity added if the model is evaluated like that), and "similarity" the cosine.
 
         Raises:
             RuntimeError: before `index()`.
@@ -214,14 +214,12 @@ class ImageTextRetrievalPipeline(VlmPipeline):
         return torch.cat([self._embedder.encode(pixel_values=pixels)[1] for _, pixels in batches])
 
     def postprocess(self, model_outputs: dict[str, torch.Tensor], top_k: int = 5) -> list[dict[str, Any]]:
-        similarities, rows = nearest(model_outputs["embeds"], self._embeds, top_k)
-        others = zip(similarities[0].tolist(), rows[0].tolist(), strict=True)
         if "scores" not in model_outputs:
-            return [self._result(score, row) for score, row in others]
+            similarities, rows = nearest(model_outputs["embeds"], self._embeds, top_k)
+            found = zip(similarities[0].tolist(), rows[0].tolist(), strict=True)
+            return [self._result(score, row) for score, row in found]
         judged = [model_outputs[name][0].tolist() for name in ("scores", "similarities", "rows")]
         judged = sorted(zip(*judged, strict=True), key=lambda one: -one[0])
-        known = {row for _, _, row in judged}
-        judged += [(UNRANKED, similarity, row) for similarity, row in others if row not in known]
         return [{**self._result(score, row), "similarity": similarity} for score, similarity, row in judged[:top_k]]
 
     def _result(self, score: float, row: int) -> dict[str, Any]:
