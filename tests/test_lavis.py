@@ -1,5 +1,7 @@
 """LAVIS's names and calls give what their heads give; a LAVIS script runs with one import changed."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -183,6 +185,33 @@ def test_retrieval_learns_with_a_growing_alpha(opened, name):
             torch.testing.assert_close(found[part], expected[part])
     assert model(samples, match_head="itm").shape == (2, 2)
     model.train()({**samples, "image_id": torch.tensor([0, 1])}).loss.backward()
+
+
+@pytest.mark.parametrize("name", ["blip_retrieval", "albef_retrieval"])
+def test_the_nearest_are_judged_as_lavis_does(opened, photos, name):
+    model, samples = opened(name, "coco")
+
+    class Photos(torch.utils.data.Dataset):
+        text = [*TEXTS, "a red ball", "a big dog sits"]
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return {"image": samples["image"][index], "index": index}
+
+    loader = torch.utils.data.DataLoader(Photos(), batch_size=1)
+    of_images, of_texts = model.compute_sim_matrix(loader, SimpleNamespace(k_test=2))
+    assert of_images.shape == (2, 4) and of_texts.shape == (4, 2) and isinstance(of_images, np.ndarray)
+    everything = {"image": samples["image"], "text_input": Photos.text}
+    similarity = model(everything, match_head="itc")
+    for image in range(2):
+        one = {"image": samples["image"][image : image + 1].repeat(4, 1, 1, 1), "text_input": Photos.text}
+        expected = model(one, match_head="itm")[:, 1] + similarity[image]
+        near = similarity[image].topk(2).indices
+        assert sorted(np.flatnonzero(of_images[image] != -100)) == sorted(near.tolist())
+        torch.testing.assert_close(torch.from_numpy(of_images[image])[near], expected[near], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.from_numpy(of_texts[:, image]), expected, rtol=1e-4, atol=1e-5)
 
 
 ANSWERS = ["red", "two cats", "a dog on the grass", "blue"]

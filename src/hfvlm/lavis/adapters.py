@@ -1,11 +1,14 @@
 """Heads of hfvlm that are called as LAVIS's models are: with its samples, giving its results."""
 
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from hfvlm.outputs import FusionFeatures
+from hfvlm.reranking import UNRANKED, rerank_scores
 
 
 #: LAVIS's nucleus sampling is over the 50 likeliest words, with this penalty whatever the caller says
@@ -179,6 +182,34 @@ class Retriever(Matcher):
         ids = None if ids is None else torch.as_tensor(ids, device=self.device).view(-1)
         pixels = self.images(samples)
         return self.head(pixel_values=pixels, image_ids=ids, return_loss=True, alpha=alpha, **self.texts(samples))
+
+    @torch.inference_mode()
+    def compute_sim_matrix(
+        self, data_loader: Iterable[dict[str, Any]], task_cfg: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores of images and texts, `[images, texts]` and `[texts, images]`: of the `k_test` nearest each way the
+        judgement plus the similarity, -100 of the others.
+
+        Args:
+            data_loader: batches with "image"; its `dataset.text` is the list of texts.
+            task_cfg: has `k_test`.
+        """
+        said, images, tokens, embeds = data_loader.dataset.text, [], [], []
+        for samples in data_loader:
+            features = self.head.get_image_features(self.images(samples))
+            tokens.append(features.last_hidden_state)
+            images.append(features.pooler_output)
+        texts = self.texts({"text_input": list(said)})
+        for part in torch.arange(len(said), device=self.device).split(256):
+            read = {name: value[part] for name, value in texts.items()}
+            embeds.append(self.head.get_text_features(**read).pooler_output)
+        images, embeds = (nn.functional.normalize(torch.cat(part), dim=-1) for part in (images, embeds))
+        similarity = images @ embeds.t()
+        scores = rerank_scores(self.head, torch.cat(tokens), *texts.values(), similarity, task_cfg.k_test)
+        if not self.head.rerank_adds_similarity:
+            both = zip(scores, (similarity, similarity.t()))
+            scores = [torch.where(table == UNRANKED, table, table + near) for table, near in both]
+        return tuple(table.cpu().numpy() for table in scores)
 
 
 class ClipFeatureExtractor(LavisModel):
