@@ -8,12 +8,14 @@ import argparse
 import json
 from pathlib import Path
 
+import torch
 from train_captioner import load_rows
 from transformers import AutoModel, AutoProcessor
 
 import hfvlm
 from hfvlm.embedder import Embedder
 from hfvlm.evaluation.tasks import evaluate_retrieval
+from hfvlm.pipelines.loading import load_whole
 
 
 def percent(recalls: dict[str, float]) -> dict[str, float]:
@@ -34,7 +36,8 @@ def main() -> None:
     args = parser.parse_args()
     rows = load_rows(args.data, args.split, max_words=1000)  # every caption, without its final period
     auto = AutoModel if args.rerank is None else hfvlm.AutoModelForImageTextRetrieval
-    model, processor = auto.from_pretrained(args.model).eval(), AutoProcessor.from_pretrained(args.model)
+    model, processor = load_whole(auto, args.model), AutoProcessor.from_pretrained(args.model)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     print(json.dumps({**evaluate(model, processor, rows), "photos": len(rows)}))
     if args.rerank is not None:
         print(json.dumps({**evaluate(model, processor, rows, args.rerank), "reranked": args.rerank}))

@@ -1,6 +1,6 @@
-"""Makes a built-in model of a trained folder: weights in fp16, no code (the package has it).
+"""Makes the built-in model of a trained folder: weights in fp16, no code (the package has it).
 
-    python examples/pack_model.py --model captioner/model --output src/hfvlm/assets/captioner
+    python examples/pack_model.py --model blip/model --output src/hfvlm/assets/blip
 
 It still loads in fp32, as `dtype` in config.json says.
 """

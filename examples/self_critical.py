@@ -97,6 +97,11 @@ class CaptionReward:
         return self.cider(image, text) + (self.weight * self.precision(image, text) if self.weight else 0.0)
 
 
+def check_samples(samples: int) -> None:
+    if samples < 2:
+        raise ValueError(f"samples must be at least 2, got {samples}: the others are each sample's baseline")
+
+
 @torch.no_grad()
 def draw_samples(model: nn.Module, image_embeds: torch.Tensor, samples: int, max_new_tokens: int) -> torch.Tensor:
     """Ids `[images * samples, length]`, drawn without truncating the distribution, dropout off."""
@@ -130,7 +135,11 @@ def self_critical_loss(
         reward: `reward(image number, ids after the start token, up to and with the end token) -> float`.
         samples: captions drawn for an image, at least 2: the others are each sample's baseline.
         max_new_tokens: length at which a caption is cut.
+
+    Raises:
+        ValueError: fewer samples.
     """
+    check_samples(samples)
     ids = draw_samples(model, image_embeds, samples, max_new_tokens)
     end = model.config.text_config.eos_token_id
     texts = [row[1 : row.index(end) + 1] if end in row else row[1:] for row in ids.tolist()]
@@ -159,8 +168,7 @@ class SelfCriticalTrainer(Trainer):
 
     def __init__(self, *args, reward: CaptionReward, samples: int = 5, **kwargs):
         super().__init__(*args, **kwargs)
-        if samples < 2:
-            raise ValueError(f"samples must be at least 2, got {samples}: the others are each sample's baseline")
+        check_samples(samples)
         self.reward, self.samples = reward, samples
         self.model_accepts_loss_kwargs = False  # the loss is a mean over samples, whatever their length
 

@@ -18,8 +18,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
-from train_captioner import CachedTower, cache_maps, save, train, vocabulary
-from transformers import BertTokenizer
+from train_captioner import CachedTower, bert_tokenizer, cache_maps, save, train, vocabulary
 
 from hfvlm import BlipConfig, BlipForVisualQuestionAnswering, BlipProcessor
 from hfvlm.builtin import builtin_model
@@ -47,13 +46,7 @@ def build_processor(start: BlipProcessor, rows: list[dict], minilm: Path, min_co
     known = start.tokenizer.convert_ids_to_tokens(range(len(start.tokenizer)))
     texts = [{"captions": [row["question"], *row["answers"]]} for row in rows]
     tokens, old = vocabulary(texts, minilm, min_count, known)
-    tokenizer = BertTokenizer(
-        vocab={token: i for i, token in enumerate(tokens)},
-        do_lower_case=True,
-        bos_token="[DEC]",
-        extra_special_tokens=["[ENC]"],
-        model_max_length=start.tokenizer.model_max_length,
-    )
+    tokenizer = bert_tokenizer(tokens, start.tokenizer.model_max_length)
     return BlipProcessor(start.image_processor, tokenizer), old[len(known) :]
 
 

@@ -8,6 +8,7 @@ learns end to end, photos and their random views on the device: minutes on a GPU
 """
 
 import argparse
+import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ import yaml
 from evaluate_retrieval import percent
 from PIL import Image
 from safetensors.torch import load_file
-from self_critical import CaptionReward, self_critical_loss
+from self_critical import CaptionReward, check_samples, self_critical_loss
 from torch import nn
 from torch.utils.data import Dataset
 from train_captioner import SPECIAL, judging_tokenizer, load_rows, save, train, vocabulary
@@ -26,9 +27,12 @@ from transformers import Trainer
 
 from hfvlm import BlipConfig, BlipForConditionalGeneration, BlipForPreTraining, BlipProcessor
 from hfvlm.data.captions import GroupedPairCollator, draw_captions
+from hfvlm.data.files import replacing
+from hfvlm.data.fingerprint import fingerprint
 from hfvlm.embedder import Embedder
 from hfvlm.evaluation.retrieval import recall_of_embeddings
 from hfvlm.evaluation.tasks import score_captions
+from hfvlm.images import open_image
 
 
 def build_processor(captioner: BlipProcessor, rows: list[dict], minilm: Path, min_count: int):
@@ -70,7 +74,7 @@ def load_photos(rows: list[dict], size: int) -> torch.Tensor:
     """All photos, squared: `[photos, 3, size, size]`, uint8."""
 
     def load(row: dict) -> np.ndarray:
-        return np.array(Image.open(row["image"]).convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+        return np.array(open_image(row["image"]).resize((size, size), Image.Resampling.BICUBIC))
 
     with ThreadPoolExecutor() as pool:
         return torch.stack([torch.from_numpy(photo).permute(2, 0, 1) for photo in pool.map(load, rows)])
@@ -81,28 +85,29 @@ class Views:
 
     Args:
         image_processor: whose size, mean and standard deviation.
-        min_scale: of a view's sides, each cut on its own; every other one is mirrored.
+        min_side: of the photo's that a view has at least, each side cut on its own; half of the views are mirrored.
         jitter: how much a view's brightness, contrast and saturation change at most.
     """
 
-    def __init__(self, image_processor, min_scale: float = 1.0, jitter: float = 0.0):
+    def __init__(self, image_processor, min_side: float = 1.0, jitter: float = 0.0):
         self.size = image_processor.size["height"]
         self.mean, self.std = (
             torch.tensor(getattr(image_processor, name)).view(3, 1, 1) for name in ("image_mean", "image_std")
         )
-        self.min_scale, self.jitter = min_scale, jitter
+        self.min_side, self.jitter = min_side, jitter
 
     def __call__(self, photos: torch.Tensor, random: bool) -> torch.Tensor:
         pixels = photos.float().contiguous(memory_format=torch.channels_last) / 255
-        if random:
-            pixels = self._changed(self._cut(pixels))
-        else:
-            pixels = nn.functional.interpolate(pixels, size=(self.size, self.size), mode="bicubic")
+        with torch.autocast(photos.device.type, enabled=False):  # in bf16 the places of pixels are a third off
+            if random:
+                pixels = self._changed(self._cut(pixels))
+            else:
+                pixels = nn.functional.interpolate(pixels, size=(self.size, self.size), mode="bicubic")
         return (pixels.clamp(0, 1) - self.mean.to(pixels.device)) / self.std.to(pixels.device)
 
     def _cut(self, pixels: torch.Tensor) -> torch.Tensor:
         n, device = len(pixels), pixels.device
-        sides = self.min_scale + (1 - self.min_scale) * torch.rand(n, 2, device=device)
+        sides = self.min_side + (1 - self.min_side) * torch.rand(n, 2, device=device)
         centres = (1 - sides) * (2 * torch.rand(n, 2, device=device) - 1)
         mirrored = torch.where(torch.rand(n, device=device) < 0.5, -1.0, 1.0)
         theta = torch.zeros(n, 2, 3, device=device)
@@ -127,6 +132,28 @@ def write_captions(model, processor, pixels_of, photos: torch.Tensor, batch_size
     for part in photos.split(batch_size):
         ids = model.eval().generate(pixels_of(part.to(model.device), random=False))
         captions += processor.batch_decode(ids, skip_special_tokens=True)
+    return captions
+
+
+def own_captions(captioner, processor, views: Views, rows: list[dict], photos: torch.Tensor, path: Path) -> list[str]:
+    """The captioner's captions of the photos; those of an earlier run from `path`.
+
+    Raises:
+        ValueError: `path` has those of other photos, or of another captioner.
+    """
+    about = {
+        "images": [row["image"].name for row in rows],
+        "captioner": fingerprint(captioner, processor.image_processor),
+    }
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if {name: found.get(name) for name in about} != about:
+            raise ValueError(f"{path} has captions of other photos or of another captioner: delete it")
+        return found["captions"]
+    captioner.to("cuda" if torch.cuda.is_available() else "cpu")
+    captions = write_captions(captioner, processor, views, photos)
+    with replacing(path) as name:
+        name.write_text(json.dumps({**about, "captions": captions}), encoding="utf-8")
     return captions
 
 
@@ -208,14 +235,17 @@ class BlipTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs["pixel_values"] = self.views(inputs["pixel_values"], random=True)
         outputs = model(**inputs)
-        loss, said = outputs.loss, {}
+        parts = {name: outputs[name] for name in ("loss_itc", "loss_itm", "loss_lm")}
+        said = {}
         if self.reward is not None:
             tokens = outputs.vision_model_output.last_hidden_state
             rewarded, said = self_critical_loss(self.captioner, tokens, inputs["image_ids"], self.reward, self.samples)
-            loss = loss - outputs.loss_lm + rewarded
+            parts["loss_lm"] = rewarded
+        loss = sum(parts.values())
         if self.state.global_step % self.args.logging_steps == 0:
-            parts = {name: float(outputs[name].detach()) for name in ("loss_itc", "loss_itm", "loss_lm")}
-            self.log({name: round(value, 3) for name, value in {**parts, **said}.items()})
+            names = {"loss_lm": "loss_lm" if self.reward is None else "loss_reward"}
+            said |= {names.get(name, name): part.item() for name, part in parts.items()}
+            self.log({name: round(value, 3) for name, value in said.items()})
         return (loss, {"loss": loss}) if return_outputs else loss
 
     @torch.inference_mode()
@@ -247,6 +277,7 @@ def main() -> None:
     args = parser.parse_args()
     recipe = yaml.safe_load(args.recipe.read_text())
     args.output.mkdir(parents=True, exist_ok=True)
+    check_samples(recipe["stages"]["reward"]["samples"])
     torch.manual_seed(0)
     torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for each length of texts, which takes longer
 
@@ -260,13 +291,8 @@ def main() -> None:
     print(f"{trained:,} parameters, {len(processor.tokenizer)} words", flush=True)
 
     photos, held_out_photos = (load_photos(part, spec["size"]) for part in (rows, held_out))
-    views = Views(processor.image_processor, spec["min_scale"], spec["jitter"])
-    written = args.output / "own_captions.txt"
-    if not written.exists():
-        captioner.to("cuda" if torch.cuda.is_available() else "cpu")
-        captions = write_captions(captioner, old_processor, views, photos)
-        written.write_text("\n".join(captions), encoding="utf-8")
-    own = written.read_text(encoding="utf-8").split("\n")
+    views = Views(processor.image_processor, spec["min_side"], spec["jitter"])
+    own = own_captions(captioner, old_processor, views, rows, photos, args.output / "own_captions.json")
     model.vision_model.to(memory_format=torch.channels_last)
     model.teacher_vision_model.to(memory_format=torch.channels_last)
     dataset = TaughtPairs(photos, rows, own, spec["own_captions"], spec["texts"])

@@ -1,4 +1,4 @@
-"""Trains the built-in captioner from a recipe: data, ImageNet and MiniLM weights in, a model folder out.
+"""Trains the captioner that the built-in model starts as: data, ImageNet and MiniLM weights in, a model folder out.
 
     python examples/train_captioner.py --data flickr8k --efficientnet efficientnet-lite0.pth --minilm minilm-folder \
         --output captioner
@@ -64,28 +64,27 @@ def vocabulary(rows: list[dict], minilm: Path, min_count: int, special: list[str
     return tokens, [full.token_to_id("[CLS]" if token == "[DEC]" else token) for token in tokens]
 
 
-def judging_tokenizer(tokens: list[str], old_ids: list[int], max_length: int) -> tuple[BertTokenizer, list[int]]:
-    """A tokenizer of these and of [ENC], which judged texts start with; the ids with [CLS]'s for that."""
-    tokens, old_ids = [*tokens, "[ENC]"], [*old_ids, old_ids[tokens.index("[CLS]")]]
-    tokenizer = BertTokenizer(
+def bert_tokenizer(tokens: list[str], max_length: int) -> BertTokenizer:
+    """A tokenizer of these: what is written starts with [DEC], and judged texts with [ENC], if it is among them."""
+    return BertTokenizer(
         vocab={token: i for i, token in enumerate(tokens)},
         do_lower_case=True,
         bos_token="[DEC]",
-        extra_special_tokens=["[ENC]"],
+        extra_special_tokens=["[ENC]"] if "[ENC]" in tokens else None,
         model_max_length=max_length,
     )
-    return tokenizer, old_ids
+
+
+def judging_tokenizer(tokens: list[str], old_ids: list[int], max_length: int) -> tuple[BertTokenizer, list[int]]:
+    """A tokenizer of these and of [ENC]; the ids with [CLS]'s for that."""
+    old_ids = [*old_ids, old_ids[tokens.index("[CLS]")]]
+    return bert_tokenizer([*tokens, "[ENC]"], max_length), old_ids
 
 
 def build_processor(rows: list[dict], minilm: Path, recipe: dict) -> tuple[BlipProcessor, list[int]]:
     """A BERT tokenizer cut to the captions' word pieces, and the id that each had in the full vocabulary."""
     tokens, old = vocabulary(rows, minilm, recipe["vocabulary"]["min_count"], SPECIAL)
-    tokenizer = BertTokenizer(
-        vocab={token: i for i, token in enumerate(tokens)},
-        do_lower_case=True,
-        bos_token="[DEC]",
-        model_max_length=recipe["model"]["max_positions"],
-    )
+    tokenizer = bert_tokenizer(tokens, recipe["model"]["max_positions"])
     size = recipe["model"]["image_size"]
     image_processor = BlipImageProcessorPil(size={"height": size, "width": size}, **LITE)
     return BlipProcessor(image_processor, tokenizer), old

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from hfvlm.reranking import UNRANKED, judge_pairs, rerank_scores
+from hfvlm.reranking import UNRANKED, behind, judge_pairs, rerank_scores
 
 
 @pytest.fixture(params=["albef", "blip"])
@@ -50,6 +50,20 @@ def test_the_nearest_of_each_way_are_scored(encoded, k):
         ranked = torch.zeros_like(near, dtype=torch.bool).scatter(1, best, True)
         assert (found[~ranked] == UNRANKED).all()
         torch.testing.assert_close(found[ranked], expected[ranked], rtol=1e-4, atol=1e-5)
+
+
+def test_pairs_that_are_not_judged_come_behind_by_similarity(encoded):
+    model, tokens, ids, mask, similarity = encoded
+    similarity, done = similarity / similarity.abs().max(), []
+    tables = rerank_scores(model, tokens, ids, mask, similarity, 2, 3, lambda *numbers: done.append(numbers))
+    pairs = int(((tables[0] != UNRANKED) | (tables[1].t() != UNRANKED)).sum())
+    assert done[-1] == (pairs, pairs) and done == sorted(done) and len(done) > 3
+    for table, near in zip(tables, (similarity, similarity.t())):
+        for found, scores, cosines in zip(behind(table, near), table, near):
+            judged = cosines.topk(2).indices.tolist()
+            others = [place for place in cosines.argsort(descending=True).tolist() if place not in judged]
+            judged.sort(key=lambda place: -scores[place])
+            assert found.argsort(descending=True).tolist() == judged + others
 
 
 def test_bad_input_is_named(encoded):

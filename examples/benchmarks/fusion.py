@@ -235,7 +235,7 @@ def main() -> None:
         print(gib("VmHWM") - before)
         return
     dtype, args.dtype = args.dtype, "fp32"  # in which both sides round alike
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         torch.testing.assert_close(sides["hfvlm"](), sides["reference"](), rtol=1e-3, atol=1e-3)
     args.dtype = dtype
     if args.device == "cuda":

@@ -135,3 +135,13 @@ def rerank_scores(
     table = torch.full_like(similarity, UNRANKED, dtype=torch.float32)
     table[images, texts] = scores + similarity[images, texts] if model.rerank_adds_similarity else scores
     return table.masked_fill(~near[0], UNRANKED), table.masked_fill(~near[1], UNRANKED).t()
+
+
+def behind(scores: torch.Tensor, similarity: torch.Tensor) -> torch.Tensor:
+    """A table of `rerank_scores` where the pairs that were not judged come behind all others, by similarity.
+
+    Args:
+        scores, similarity: of one shape; similarities are cosines.
+    """
+    judged = scores != UNRANKED
+    return torch.where(judged, scores, scores[judged].min() - 2 + similarity.float())

@@ -81,7 +81,7 @@ def test_the_nearest_are_judged_again(run, data, tmp_path):
     arguments = ("--data", data / "captions.jsonl", "--model", tmp_path, "--dtype", "fp32", "--rerank", 2, "--json")
     rows = read_captions(data / "captions.jsonl", "test")
     scores = tasks.evaluate_retrieval(Embedder(model, processor), rows, rerank=2)
-    about = {"task": "retrieval", "model": str(tmp_path), "split": "test", "images": 4}
+    about = {"task": "retrieval", "model": str(tmp_path), "split": "test", "images": 4, "rerank": 2}
     assert json.loads(run("evaluate", "retrieval", *arguments).out) == {**about, **close(scores)}
     clip = save_stock_clip(tmp_path / "clip")
     result = run("evaluate", "retrieval", "--data", data / "captions.jsonl", "--model", clip, "--rerank", 2)
@@ -101,9 +101,10 @@ def test_answers_are_chosen_from_a_file(run, data, tmp_path):
     scores = tasks.evaluate_vqa(pipe, rows, candidates=["red ball", "a dog"])
     assert (result.code, result.err) == (0, "")
     assert json.loads(result.out)["vqa_accuracy"] == pytest.approx(scores["vqa_accuracy"])
+    assert json.loads(result.out)["candidates"] == 2
     assert "no such file" in run(*arguments, "--candidates", tmp_path / "none.txt").err
     answers.write_text("\n")
-    assert "an answer a line" in run(*arguments, "--candidates", answers).err
+    assert "answers.txt: has no text" in run(*arguments, "--candidates", answers).err
 
 
 @pytest.mark.parametrize("option", [("--rerank", 3), ("--candidates", "answers.txt")])

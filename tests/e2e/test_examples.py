@@ -6,6 +6,7 @@ import re
 import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,12 @@ def captioner_example(monkeypatch):
     return importlib.import_module("train_captioner")
 
 
+@pytest.fixture
+def blip_example(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module("train_blip")
+
+
 def result_of(output: str) -> dict[str, float]:
     return json.loads(re.search(r"^(?:test: )?(\{.*\})$", output.splitlines()[-1])[1])
 
@@ -188,6 +195,9 @@ def test_captioner(data, weights, example, tmp_path):
     )
     blip = ["--data", data, "--captioner", tmp_path / "out" / "model", *minilm(weights), "--recipe", shorter]
     example("train_blip", *blip, "--output", tmp_path / "blip")
+    trained = (tmp_path / "blip" / "model" / "model.safetensors").read_bytes()
+    example("train_blip", *blip, "--output", tmp_path / "blip")  # has nothing left to do
+    assert (tmp_path / "blip" / "model" / "model.safetensors").read_bytes() == trained
     example("evaluate_retrieval", "--data", data, "--model", tmp_path / "blip" / "model", "--rerank", 2)
     written = BlipForConditionalGeneration.from_pretrained(tmp_path / "blip" / "model")
     assert written.generation_config.num_beams == 3
@@ -249,6 +259,56 @@ def test_feature_maps_are_those_of_the_images_and_the_tower(captioner_example, t
     torch.save(maps, path)
     with pytest.raises(ValueError, match="maps.pt does not hold this run's feature maps"):
         cache_maps(tower, processor, rows, 2, path)
+
+
+def test_views_are_the_photo_whatever_the_precision(blip_example):
+    """Without a crop or a change of colours a view is the whole photo, or its mirror image."""
+    processor = tiny_processor("hfvlm_blip").image_processor
+    views = blip_example.Views(processor, min_side=1.0, jitter=0.0)
+    photos = torch.randint(0, 256, (6, 3, 20, 20), dtype=torch.uint8)
+    whole = views(photos, random=False)
+    assert whole.shape == (6, 3, processor.size["height"], processor.size["width"])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = views(photos, random=True)
+    for view, photo in zip(found, whole):
+        inside = (slice(None), slice(4, -4), slice(4, -4))  # at the edge the one repeats pixels, the other mirrors
+        least = min((view - other)[inside].abs().max() for other in (photo, photo.flip(-1)))
+        assert least < 1e-4
+    other = blip_example.Views(processor, min_side=0.5, jitter=0.5)
+    assert not torch.allclose(other(photos, random=True), whole, atol=0.5)
+
+
+def test_a_captioner_of_a_model_is_the_model(blip_example):
+    model = tiny_model("hfvlm_blip", "AutoModelForPreTraining")
+    captioner = blip_example.captioner_of(model)
+    names = dict(captioner.named_parameters(remove_duplicate=False))
+    assert names and all(weights is model.get_parameter(name) for name, weights in names.items())
+    pixels, ids = torch.randn(1, 3, 32, 32), torch.tensor([[captioner.config.text_config.bos_token_id, 9, 10]])
+    before = captioner.eval()(pixels, ids).logits
+    with torch.no_grad():
+        model.get_parameter("text_model.layers.0.causal_attention.qkv.weight").mul_(2)
+    assert not torch.allclose(captioner(pixels, ids).logits, before)
+
+
+def test_own_captions_are_of_these_photos_and_this_captioner(blip_example, tmp_path, data):
+    rows = read_captions(data / "captions.jsonl", "train")
+    processor, path = tiny_processor("hfvlm_blip"), tmp_path / "own.json"
+    photos, views = blip_example.load_photos(rows, 16), blip_example.Views(processor.image_processor)
+    own = partial(blip_example.own_captions, processor=processor, views=views, photos=photos, path=path)
+    captioner = tiny_model("hfvlm_blip", "AutoModelForImageTextToText")
+    captions = own(captioner, rows=rows)
+    assert len(captions) == len(rows) and own(captioner, rows=rows) == captions
+    for changed in (
+        {"captioner": captioner, "rows": rows[::-1]},
+        {"captioner": tiny_model("hfvlm_blip", "AutoModelForImageTextToText", seed=1), "rows": rows},
+    ):
+        with pytest.raises(ValueError, match="captions of other photos or of another captioner: delete it"):
+            own(**changed)
+
+
+def test_a_sample_needs_another_as_its_baseline(captioner_example):
+    with pytest.raises(ValueError, match="samples must be at least 2, got 1"):
+        sys.modules["self_critical"].check_samples(1)
 
 
 def test_a_stage_that_stops_early_has_the_learning_rates_of_the_whole(captioner_example, tmp_path):

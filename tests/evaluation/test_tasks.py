@@ -72,6 +72,46 @@ def test_retrieval(rows):
     assert torch.isfinite(similarity).all()
 
 
+@pytest.mark.parametrize("rerank", [1, 2, 50])
+def test_retrieval_judged_again(rows, rerank):
+    """Each pair judged by itself; those beyond the nearest stay where similarity has them."""
+    model, processor = tiny_model("blip", "AutoModelForImageTextRetrieval"), tiny_processor("blip")
+    embed = Embedder(model, processor, batch_size=2)
+    for row, captions in zip(
+        rows, (["a dog", "two cats"], ["a red ball"], ["the cat sits"], ["dog", "grass"], ["big"])
+    ):
+        row["captions"] = captions
+    texts = [(caption, image) for image, row in enumerate(rows) for caption in row["captions"]]
+    similarity = embed.images([row["image"] for row in rows]) @ embed.texts([text for text, _ in texts]).t()
+    scores = similarity.clone()
+    for image, row in enumerate(rows):
+        tokens = embed.encode(**embed.loader([row["image"]]))[1]
+        for place, (text, _) in enumerate(texts):
+            with torch.inference_mode():
+                scores[image, place] += model.match(tokens, **embed.tokens([text]))[0, 1]
+
+    def rank(near: torch.Tensor, judged: torch.Tensor, right: list[int]) -> int:
+        order = near.argsort(descending=True).tolist()
+        order = sorted(order[:rerank], key=lambda place: -judged[place]) + order[rerank:]
+        return min(order.index(place) for place in right)
+
+    own = [[place for place, (_, image) in enumerate(texts) if image == row] for row in range(len(rows))]
+    ranks = {
+        "image_to_text": [rank(similarity[i], scores[i], own[i]) for i in range(len(rows))],
+        "text_to_image": [rank(similarity[:, t], scores[:, t], [image]) for t, (_, image) in enumerate(texts)],
+    }
+    expected = {f"{way}_r@{k}": sum(r < k for r in each) / len(each) for way, each in ranks.items() for k in (1, 2, 3)}
+    assert evaluate_retrieval(embed, rows, ks=(1, 2, 3), rerank=rerank) == pytest.approx(expected)
+
+
+def test_rerank_is_checked(rows):
+    embed = Embedder(stock_clip(), stock_processor())
+    with pytest.raises(ValueError, match="rerank must be at least 1, got 0"):
+        evaluate_retrieval(embed, rows, rerank=0)
+    with pytest.raises(ValueError, match="rerank needs a model that judges pairs"):
+        evaluate_retrieval(embed, rows, rerank=2)
+
+
 def test_vqa():
     pipe, done = FakeVqa("Red.", "three", "on the grass"), []
     scores = evaluate_vqa(pipe, QUESTIONS, 2, lambda *numbers: done.append(numbers), top_k=2)

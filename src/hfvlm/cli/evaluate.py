@@ -71,17 +71,6 @@ def _read(task: Task, data: Path, split: str, limit: int | None) -> list[dict[st
     return rows
 
 
-def _lines(path: Path) -> list[str]:
-    """The answers of a file, each once."""
-    if not path.is_file():
-        raise ValueError(f"--candidates {path}: no such file")
-    answers = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    answers = list(dict.fromkeys(answer for answer in answers if answer))
-    if not answers:
-        raise ValueError(f"--candidates {path}: is empty; it takes an answer a line")
-    return answers
-
-
 def _pipeline(task: str, model: str | None, dtype: str, trust_remote_code: bool) -> Any:
     check_model_name(model)
     from hfvlm.builtin import builtin_model
@@ -126,7 +115,7 @@ def evaluate(
         ),
     ],
     model: Annotated[
-        str | None, typer.Option(help="Folder or name on the Hub; the task's built-in model if left out.")
+        str | None, typer.Option(help="Folder or name on the Hub; the built-in model if left out.")
     ] = None,
     split: Annotated[str, typer.Option(help=f"Rows of this split only; {ALL}: every row.")] = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
@@ -136,7 +125,7 @@ def evaluate(
     ] = None,
     candidates: Annotated[
         Path | None,
-        typer.Option(help="VQA: a file with an answer a line, to choose from; left out, answers are written."),
+        typer.Option(help="VQA: a .txt with an answer a line, to choose from; left out, answers are written."),
     ] = None,
     batch_size: BatchSize = BATCH_SIZE,
     dtype: Precision = Dtype.auto,
@@ -154,7 +143,9 @@ def evaluate(
     if candidates is not None:
         if task is not Task.vqa:
             raise typer.BadParameter("is for vqa", param_hint="--candidates")
-        options["candidates"] = _lines(candidates)
+        from hfvlm.data.embed import read_texts
+
+        options["candidates"] = list(dict.fromkeys(read_texts(candidates)[1]))
     rows = _read(task, data, split, limit)
     from hfvlm.evaluation import tasks
 
@@ -175,7 +166,10 @@ def evaluate(
         score = {Task.captioning: tasks.evaluate_captioning, Task.vqa: tasks.evaluate_vqa}[task]
         with report.bar:
             scores = score(pipe, rows, batch_size, **options)
-    _print(scores, {"task": task.value, "model": model or BUILT_IN, "split": split, _ROWS[task]: len(rows)}, as_json)
+    about = {"task": task.value, "model": model or BUILT_IN, "split": split, _ROWS[task]: len(rows)}
+    about |= {} if rerank is None else {"rerank": rerank}
+    about |= {} if candidates is None else {"candidates": len(options["candidates"])}
+    _print(scores, about, as_json)
 
 
 def _print(scores: dict[str, float], about: dict[str, Any], as_json: bool) -> None:

@@ -12,10 +12,10 @@ from hfvlm.embedder import Embedder
 from hfvlm.evaluation import metric
 from hfvlm.evaluation.retrieval import recall_at, recall_of_embeddings
 from hfvlm.images import open_image
-from hfvlm.reranking import check_judges, rerank_scores
+from hfvlm.reranking import behind, check_judges, rerank_scores
 
 
-#: is told how many rows are done, of how many
+#: is told how many rows are done, of how many; where the nearest are judged again, then how many pairs
 Progress = Callable[[int, int], None]
 
 #: tasks whose rows have the class of a text
@@ -92,7 +92,8 @@ def evaluate_retrieval(
         embedder: of a two-tower model; with `rerank` of a retrieval head (ALBEF, BLIP).
         rows: `{"image": ..., "captions": [...]}`, as `read_captions` gives them.
         ks: how many results count.
-        rerank: so many of the nearest are judged again, each way; the rest comes behind them.
+        rerank: so many of the nearest are judged again, each way; the others come behind them, by similarity. The
+            images' tokens are kept where the model is: 0.9 MB an image of ViT-B/16 at 384 pixels in bfloat16.
 
     Raises:
         ImageError: an image that cannot be used, by name.
@@ -105,12 +106,13 @@ def evaluate_retrieval(
         check_judges(embedder.model)
     texts = [caption for own in captions for caption in own]
     image_of_text = [image for image, own in enumerate(captions) for _ in own]
-    total, images, tokens = len(rows) + len(texts), [], []
+    total, images, tokens = len(rows) + len(texts), [], None
     for positions, pixels in embedder.loader.stream([row["image"] for row in rows], embedder.batch_size):
         embeds, states = embedder.encode(pixel_values=pixels)
         images.append(embeds)
         if rerank is not None:
-            tokens.append(states)
+            tokens = states.new_empty(len(rows), *states.shape[1:]) if tokens is None else tokens
+            tokens[positions] = states
         _tell(progress, positions[-1] + 1, total)
     images, embeds = torch.cat(images), []
     for positions, part in embedder.text_batches(texts):
@@ -121,11 +123,12 @@ def evaluate_retrieval(
         return recall_of_embeddings(images, embeds, image_of_text, ks)
     device = embedder.model.device
     ids = {name: value.to(device) for name, value in embedder.tokens(texts).items()}
-    similarity, tokens = (images @ embeds.t()).to(device), torch.cat(tokens)
-    scores = rerank_scores(
+    similarity = (images @ embeds.t()).to(device)
+    of_images, of_texts = rerank_scores(
         embedder.model, tokens, ids["input_ids"], ids["attention_mask"], similarity, rerank, progress=progress
     )
-    of_images, of_texts = recall_at(scores[0], image_of_text, ks), recall_at(scores[1].t(), image_of_text, ks)
+    tables = (behind(of_images, similarity), behind(of_texts.t(), similarity))
+    of_images, of_texts = (recall_at(table, image_of_text, ks) for table in tables)
     return {name: (of_images if name.startswith("image") else of_texts)[name] for name in of_images}
 
 

@@ -38,7 +38,7 @@ class VlmPipeline(Pipeline):
         if processor is None:
             raise ValueError(f"{self.name} needs processor=, which prepares {self.prepares} for the model")
         self.check_model(model)
-        with self._naming_options():
+        with self._naming_options("device", "dtype", "task"):
             super().__init__(model=model, processor=processor, **kwargs)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
@@ -46,15 +46,15 @@ class VlmPipeline(Pipeline):
             return super().__call__(inputs, **kwargs)
 
     @contextmanager
-    def _naming_options(self) -> Iterator[None]:
-        """Tells the caller, where an argument is unknown, by which names there are some."""
+    def _naming_options(self, *more: str) -> Iterator[None]:
+        """Tells the caller, where an argument is unknown, by which names there are some; `more` are others."""
         try:
             yield
         except TypeError as error:
             unknown = re.search(r"_sanitize_parameters\(\) got an unexpected keyword argument '(\w+)'", str(error))
             if unknown is None:
                 raise
-            names = [*inspect.signature(self._sanitize_parameters).parameters, "batch_size", "num_workers"]
+            names = [*inspect.signature(self._sanitize_parameters).parameters, "batch_size", "num_workers", *more]
             near = difflib.get_close_matches(unknown[1], names, n=1)
             hint = f", did you mean {near[0]!r}?" if near else ";"
             raise TypeError(f"{self.name} takes no {unknown[1]!r}{hint} it takes {', '.join(names)}") from None
