@@ -17,16 +17,23 @@ from hfvlm.encoders.build import bert_tower, vision_tower
 from hfvlm.encoders.configuration import pooled_size
 from hfvlm.fusion_config import FusionConfig
 from hfvlm.modeling import VlmPreTrainedModel
+from hfvlm.nn.attention import pick
 from hfvlm.nn.linear import Linear
 from hfvlm.outputs import FusionFeatures, FusionOutput
 
 
+def first_positions(texts: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Where each text's first token is, wherever its padding is: `[texts, length, ...]` -> `[texts]`."""
+    if attention_mask is None or attention_mask.ndim != 2:
+        return torch.zeros(len(texts), dtype=torch.long, device=texts.device)
+    return attention_mask.int().argmax(dim=-1)
+
+
 def first_tokens(states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """Each text's first token, wherever its padding is: `[texts, length, width]` -> `[texts, width]`."""
+    """Each text's first token: `[texts, length, width]` -> `[texts, width]`."""
     if attention_mask is None or attention_mask.ndim != 2:
         return states[:, 0]
-    first = attention_mask.int().argmax(dim=-1)
-    return states[torch.arange(first.shape[0], device=first.device), first]
+    return pick(states, first_positions(states, attention_mask))[:, 0]
 
 
 def fused_fields(outputs: BaseModelOutputWithPastAndCrossAttentions) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from hfvlm.encoders.bert import BertTower
-from hfvlm.fusion import FusionPreTrainedModel, first_tokens, fused_fields
+from hfvlm.fusion import FusionPreTrainedModel, first_positions, first_tokens, fused_fields
 from hfvlm.fusion_config import FusionConfig
 from hfvlm.losses.contrastive import contrastive_loss, full_precision
 from hfvlm.losses.gather import gather, gather_texts, own_rows, row_counts, several_processes
@@ -141,8 +141,9 @@ class FusionForImageTextRetrieval(MomentumTeacherMixin, FusionPreTrainedModel):
             image_embeds: `[images, tokens, width]`, `last_hidden_state` of `get_image_features`.
             input_ids, attention_mask, memory_index, text_embeds: as in `fuse`.
         """
-        fused = self.fuse(image_embeds, input_ids, attention_mask, text_embeds, memory_index)
-        return self.itm_head(first_tokens(fused.last_hidden_state, attention_mask))
+        first = first_positions(input_ids if text_embeds is None else text_embeds, attention_mask)
+        fused = self.fuse(image_embeds, input_ids, attention_mask, text_embeds, memory_index, only_position=first)
+        return self.itm_head(fused.last_hidden_state[:, 0])
 
     @can_return_tuple
     def forward(

@@ -11,7 +11,7 @@ from hfvlm.encoders.configuration import BertTowerConfig
 close = {"rtol": 1e-4, "atol": 1e-5}
 
 
-def tower(**kwargs) -> BertTower:
+def tower(pairing: str | None = None, **kwargs) -> BertTower:
     torch.manual_seed(0)
     fields = {
         "vocab_size": 50,
@@ -21,7 +21,7 @@ def tower(**kwargs) -> BertTower:
         "num_attention_heads": 3,
         "max_position_embeddings": 16,
     }
-    model = BertTower(BertTowerConfig(**{**fields, **kwargs})).eval()
+    model = BertTower(BertTowerConfig(**{**fields, **kwargs}), pairing=pairing).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -86,6 +86,30 @@ def test_padding_on_either_side_takes_no_position(is_decoder):
         mask = torch.nn.functional.pad(torch.ones_like(ids()), side)
         features = model(padded, attention_mask=mask).last_hidden_state
         torch.testing.assert_close(features[mask.bool()].view_as(plain), plain, **close)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "another"])
+@pytest.mark.parametrize("pairing", [None, "alternate", "merge"])
+def test_one_position_is_what_it_is_among_all(pairing, implementation, monkeypatch):
+    if implementation == "another":
+        monkeypatch.setattr("hfvlm.encoders.bert.QUERY_MASKS", ())
+    model = tower(pairing=pairing, encoder_hidden_size=10)
+    model.set_attn_implementation("eager" if implementation == "eager" else "sdpa")
+    memory = torch.randn(*([2] if pairing else []), 2, 4, 10)
+    for side in ((0, 2), (2, 0), (0, 0)):
+        padded = torch.nn.functional.pad(ids(), side)
+        mask = (padded != 0).long()
+        for at in (mask.argmax(dim=-1), mask.argmax(dim=-1) + 3):
+            for seen in ({}, {"encoder_hidden_states": memory}):
+                whole = model(padded, mask, **seen).last_hidden_state
+                one = model(padded, mask, only_position=at, **seen).last_hidden_state
+                assert one.shape == (2, 1, whole.shape[2])
+                torch.testing.assert_close(one[:, 0], whole[torch.arange(2), at], **close)
+
+
+def test_one_position_of_a_causal_text_is_refused():
+    with pytest.raises(ValueError, match="only_position is for texts that are read in both directions"):
+        tower(is_decoder=True)(ids(), only_position=torch.zeros(2, dtype=torch.long))
 
 
 def test_a_tower_with_cross_attention_works_without_a_memory():

@@ -16,7 +16,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from hfvlm.encoders.configuration import BertTowerConfig
 from hfvlm.modeling import VlmPreTrainedModel
 from hfvlm.nn.activation import activation
-from hfvlm.nn.attention import CrossAttention, SelfAttention
+from hfvlm.nn.attention import CrossAttention, SelfAttention, pick
 from hfvlm.nn.groups import RowGroups
 from hfvlm.nn.linear import Linear
 from hfvlm.nn.mlp import Mlp
@@ -93,10 +93,11 @@ class BertLayer(GradientCheckpointingLayer):
         fuse: bool,
         groups: RowGroups | None = None,
         past_key_values: Cache | None = None,
+        only: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
         if first_causal is None:
-            hidden_states = self._read(hidden_states, attention_mask, past_key_values, **kwargs)
+            hidden_states = self._read(hidden_states, attention_mask, past_key_values, only, **kwargs)
         elif first_causal == 0:
             hidden_states = self._read_causally(hidden_states, causal_mask, past_key_values, **kwargs)
         else:
@@ -115,9 +116,15 @@ class BertLayer(GradientCheckpointingLayer):
         return self.cross_attention(hidden_states, memory, *args, **kwargs)[0]
 
     def _read(
-        self, rows: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None, **kwargs
+        self,
+        rows: torch.Tensor,
+        mask: torch.Tensor | None,
+        cache: Cache | None = None,
+        only: torch.Tensor | None = None,
+        **kwargs,
     ) -> torch.Tensor:
-        update, _ = self.attention(rows, mask, cache, **kwargs)
+        update, _ = self.attention(rows, mask, cache, only, **kwargs)
+        rows = rows if only is None else pick(rows, only)
         return self.attention_norm(rows + self.dropout(update))
 
     def _read_causally(
@@ -150,6 +157,8 @@ class MergingBertLayer(BertLayer):
 
 #: which self-attention a tower's layers have
 DIRECTIONS = ("bidirectional", "causal", "both")
+#: implementations of attention whose masks have a row for each query, or one for all
+QUERY_MASKS = ("eager", "sdpa")
 #: how fusion layers may read two images
 PAIRINGS = (None, "alternate", "merge")
 
@@ -231,6 +240,7 @@ class BertTower(VlmPreTrainedModel):
         layers: tuple[int, int] | None = None,
         memory_index: torch.Tensor | None = None,
         causal_rows: int | None = None,
+        only_position: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """
@@ -247,9 +257,11 @@ class BertTower(VlmPreTrainedModel):
             memory_index: `[batch]`, long: the row of `encoder_hidden_states` that each text reads; None: as many
                 texts an image, in order.
             causal_rows: in a tower of "both" directions, the last so many texts are read causally; None: none.
+            only_position: `[batch]`, long: the one position of each text that is wanted; the last layer makes no
+                other. Not for texts that are read causally.
 
         Returns:
-            `last_hidden_state` `[batch, length, hidden_size]`.
+            `last_hidden_state` `[batch, length, hidden_size]`, with `only_position` `[batch, 1, hidden_size]`.
         """
         given = [tokens for tokens in (input_ids, inputs_embeds, hidden_states) if tokens is not None]
         if len(given) != 1:
@@ -280,24 +292,32 @@ class BertTower(VlmPreTrainedModel):
         if memory_index is not None and fuse:
             groups = RowGroups(memory_index, encoder_hidden_states.shape[-3])
         first_causal = self._first_causal(causal_rows, batch)
+        if only_position is not None and first_causal is not None:
+            raise ValueError("only_position is for texts that are read in both directions, these are read causally")
         masks = self._masks(hidden_states, attention_mask, first_causal, past_key_values)
         if encoder_attention_mask is not None and encoder_hidden_states is not None:
             encoder_attention_mask = create_bidirectional_mask(
                 self.config, encoder_hidden_states[:, :1], encoder_attention_mask, encoder_hidden_states
             )
-        for i in range(*slice(*(layers or (None,))).indices(len(self.layers))):
-            for layer, memory in self._steps(i, encoder_hidden_states):
-                hidden_states = layer(
-                    hidden_states,
-                    *masks,
-                    first_causal,
-                    memory,
-                    encoder_attention_mask,
-                    fuse,
-                    groups,
-                    past_key_values=past_key_values,
-                    **kwargs,
-                )
+        numbers = range(*slice(*(layers or (None,))).indices(len(self.layers)))
+        steps = [step for i in numbers for step in self._steps(i, encoder_hidden_states)]
+        narrow = only_position is not None and steps and self.config._attn_implementation in QUERY_MASKS
+        for number, (layer, memory) in enumerate(steps, 1):
+            last = {"only": only_position} if narrow and number == len(steps) else {}
+            hidden_states = layer(
+                hidden_states,
+                *masks,
+                first_causal,
+                memory,
+                encoder_attention_mask,
+                fuse,
+                groups,
+                past_key_values=past_key_values,
+                **last,
+                **kwargs,
+            )
+        if only_position is not None and not narrow:
+            hidden_states = pick(hidden_states, only_position)
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states, past_key_values=past_key_values
         )

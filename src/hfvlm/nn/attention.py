@@ -85,6 +85,11 @@ def attend(
     return context, weights if implementation == named else None  # not some calls with weights and some without
 
 
+def pick(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """One position of each row: `[batch, length, ...]`, `[batch]` -> `[batch, 1, ...]`."""
+    return states[torch.arange(len(positions), device=states.device), positions][:, None]
+
+
 class _MultiHead(nn.Module):
     """What both kinds of attention share: heads, the output projection, and what the attention interface reads."""
 
@@ -127,16 +132,24 @@ class SelfAttention(_MultiHead):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        only: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`hidden_states` `[batch, length, dim]` -> the same shape, and the weights if the implementation has them."""
+        """`hidden_states` `[batch, length, dim]` -> the same shape, and the weights if the implementation has them.
+
+        With `only` `[batch]`, long, just these positions look around: `[batch, 1, dim]`; no token may see less than
+        another then.
+        """
         query, key, value = self.split(self.qkv(hidden_states), 3)
+        if only is not None:
+            query = pick(query.transpose(1, 2), only).transpose(1, 2)
+            attention_mask = None if attention_mask is None else attention_mask[:, :, :1]
         if past_key_values is not None:
             if isinstance(past_key_values, EncoderDecoderCache):
                 past_key_values = past_key_values.self_attention_cache
             key, value = past_key_values.update(key, value, self.layer_idx)
         context, weights = attend(self, query, key, value, attention_mask, self.dropout, **kwargs)
-        return self.proj(context.reshape(hidden_states.shape)), weights
+        return self.proj(context.flatten(2)), weights
 
 
 class CrossAttention(_MultiHead):

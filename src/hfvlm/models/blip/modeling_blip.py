@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 from hfvlm.encoders.bert import BertLmHead, BertTower
-from hfvlm.fusion import FusionModel, FusionPreTrainedModel
+from hfvlm.fusion import FusionModel, FusionPreTrainedModel, first_positions
 from hfvlm.generation import ImageGenerationMixin
 from hfvlm.losses.language import inputs_of_labels, next_token_loss
 from hfvlm.models.blip.configuration_blip import BlipConfig
@@ -46,10 +46,7 @@ class BlipPreTrainedModel(FusionPreTrainedModel):
     rerank_adds_similarity = True
 
     def matching_ids(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        if attention_mask is None or attention_mask.ndim != 2:
-            first = torch.zeros_like(input_ids[:, :1])
-        else:
-            first = attention_mask.int().argmax(dim=-1, keepdim=True)
+        first = first_positions(input_ids, attention_mask)[:, None]
         return input_ids.scatter(1, first, self.config.enc_token_id)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from hfvlm.encoders.bert import BertLmHead
 from hfvlm.encoders.build import bert_tower
+from hfvlm.fusion import first_positions
 from hfvlm.fusion_training import FusionForImageTextRetrieval, MoreRows, Step
 from hfvlm.losses.gather import shared_count
 from hfvlm.models.blip.modeling_blip import NOT_MATCHING, BlipPreTrainedModel
@@ -50,7 +51,7 @@ class BlipForPreTraining(BlipPreTrainedModel, FusionForImageTextRetrieval):
         self.lm_head.decoder = value
 
     def _more_rows(self, step: Step) -> MoreRows:
-        first = step.attention_mask.int().argmax(dim=-1, keepdim=True)
+        first = first_positions(step.input_ids, step.attention_mask)[:, None]
         ids = step.input_ids.scatter(1, first, self.config.text_config.bos_token_id)
         return MoreRows(ids, ids.masked_fill(step.attention_mask == 0, -100), causal=True)
 
