@@ -3,7 +3,7 @@
 The evaluation of Align before Fuse, https://arxiv.org/abs/2107.07651, and BLIP, https://arxiv.org/abs/2201.12086.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,8 +59,7 @@ def judge_pairs(
     order = lengths[texts].argsort(stable=True)
     order = order[images[order].argsort(stable=True)]
     scores = torch.empty(len(images), dtype=torch.float32, device=image_tokens.device)
-    for rows in _batches(images[order], batch_size):
-        chosen = order[rows]
+    for done, chosen in enumerate(order.split(batch_size), 1):
         used, index = images[chosen].unique(return_inverse=True)
         of_text = texts[chosen]
         length = int(lengths[of_text].max())
@@ -73,24 +72,8 @@ def judge_pairs(
         )
         scores[chosen] = logits[:, 1].float()
         if progress is not None:
-            progress(rows.stop, len(images))
+            progress(min(done * batch_size, len(images)), len(images))
     return scores
-
-
-def _batches(images: torch.Tensor, size: int) -> Iterator[slice]:
-    """Slices of sorted rows: whole images while they fit, and an image with more rows by itself, in parts."""
-    counts = torch.unique_consecutive(images, return_counts=True)[1].tolist()
-    start = end = 0
-    for count in counts:
-        if end > start and end - start + count > size:
-            yield slice(start, end)
-            start = end
-        end += count
-        while end - start > size:
-            yield slice(start, start + size)
-            start += size
-    if end > start:
-        yield slice(start, end)
 
 
 def rerank_scores(
