@@ -1,6 +1,7 @@
 """The best of a list of answers to each question: first tokens choose, whole answers are judged."""
 
 import torch
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from hfvlm.losses.answers import answer_log_likelihoods
 from hfvlm.outputs import AnswerRanking, FusionOutput
@@ -47,17 +48,10 @@ class AnswerRankingMixin:
         if encoder_outputs is None:
             encoder_outputs = self.encode_questions(pixel_values, input_ids, attention_mask, interpolate_pos_encoding)
         states, k = encoder_outputs[0], min(k, len(answer_ids))
-        start = answer_ids[:1, :1].expand(len(states), 1)
-        first = self.text_decoder(start, encoder_hidden_states=states, encoder_attention_mask=attention_mask)
-        logits = self.lm_head(first.last_hidden_state[:, 0]).float()
-        near, chosen = logits.softmax(-1)[:, answer_ids[:, 1]].topk(k, dim=-1)
-        share = max(ROWS_AT_ONCE // k, 1)
-        likely = []
-        for part in torch.arange(len(states), device=states.device).split(share):
-            mask = None if attention_mask is None else attention_mask[part]
-            rows = chosen[part].flatten()
-            likely.append(self._log_likelihoods(states[part], mask, answer_ids[rows], answer_mask[rows]))
-        likely = torch.cat(likely).view(len(states), k)
+        parts = torch.arange(len(states), device=states.device).split(max(ROWS_AT_ONCE // k, 1))
+        masks = [None if attention_mask is None else attention_mask[part] for part in parts]
+        found = [self._judge(states[part], mask, answer_ids, answer_mask, k) for part, mask in zip(parts, masks)]
+        chosen, near, likely, logits = (torch.cat(column) for column in zip(*found))
         scores = (likely + near.log()).softmax(-1) if self.first_token_twice else likely
         order = scores.argsort(dim=-1, descending=True, stable=True)
         return AnswerRanking(
@@ -68,6 +62,40 @@ class AnswerRankingMixin:
             log_likelihoods=likely,
             first_token_logits=logits,
         )
+
+    def _judge(
+        self,
+        states: torch.Tensor,
+        mask: torch.Tensor | None,
+        answer_ids: torch.Tensor,
+        answer_mask: torch.Tensor,
+        k: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of some questions the `k` candidates, the probabilities of their first tokens, their log-likelihoods, all
+        `[questions, k]`, and the first token's logits `[questions, vocab_size]`.
+
+        Answers start alike, so the start token is read once a question; what an answer's last token makes predicts
+        nothing, and is left out.
+        """
+        own = self.text_decoder.config
+        cache = EncoderDecoderCache(DynamicCache(config=own), DynamicCache(config=own))
+        memory = {"encoder_hidden_states": states, "encoder_attention_mask": mask, "past_key_values": cache}
+        read = self.text_decoder(answer_ids[:1, :1].expand(len(states), 1), **memory)
+        logits = self.lm_head(read.last_hidden_state[:, 0]).float()
+        near, chosen = logits.softmax(-1)[:, answer_ids[:, 1]].topk(k, dim=-1)
+        smoothing, log_probs = self.config.label_smoothing, logits.log_softmax(-1)
+        likely = (1 - smoothing) * log_probs.gather(1, answer_ids[:, 1][chosen])
+        likely = likely + smoothing * log_probs.mean(dim=-1, keepdim=True)
+        if answer_ids.shape[1] > 2:
+            ids, seen = answer_ids[chosen.flatten()], answer_mask[chosen.flatten()]
+            cache.self_attention_cache.batch_repeat_interleave(
+                k
+            )  # the question's keys and values serve all as they are
+            read = self.text_decoder(ids[:, 1:-1], attention_mask=seen[:, :-1], **memory)
+            targets = ids[:, 2:].masked_fill(seen[:, 2:] == 0, -100)
+            rest = answer_log_likelihoods(read.last_hidden_state, targets, self.lm_head, smoothing)
+            likely = likely + rest.view_as(likely)
+        return chosen, near, likely, logits
 
     def _checked_answers(
         self, ids: torch.Tensor | None, mask: torch.Tensor | None
@@ -87,13 +115,3 @@ class AnswerRankingMixin:
             raise ValueError("answer_ids need a start token and a token each, then padding: one has none, or is empty")
         longest = int(mask.sum(-1).max())
         return ids[:, :longest], mask[:, :longest]
-
-    def _log_likelihoods(
-        self, states: torch.Tensor, mask: torch.Tensor | None, answer_ids: torch.Tensor, answer_mask: torch.Tensor
-    ) -> torch.Tensor:
-        """Of answers `[questions * k, length]`, `k` a question: `[questions * k]`."""
-        read = self.text_decoder(
-            answer_ids, attention_mask=answer_mask, encoder_hidden_states=states, encoder_attention_mask=mask
-        )
-        labels = answer_ids.masked_fill(answer_mask == 0, -100)
-        return answer_log_likelihoods(read.last_hidden_state, labels, self.lm_head, self.config.label_smoothing)

@@ -16,8 +16,16 @@ class VlmProcessor(SavesCode, ProcessorMixin):
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> "VlmProcessor":
         """As transformers' own, but the image processor is the PIL one, whose pixels are the original's to the bit,
-        also where torchvision is installed; `backend="torchvision"` asks for that instead."""
+        also where torchvision is installed; `backend="torchvision"` asks for that instead.
+
+        Raises:
+            ValueError: there are no words: transformers would make a tokenizer without any, and say nothing.
+        """
         processor = super().from_pretrained(*args, **kwargs)
+        tokenizer = getattr(processor, "tokenizer", None)
+        if tokenizer is not None and len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+            where = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+            raise ValueError(f"{where} has no vocabulary: its tokenizer.json (or vocab.txt) is missing or empty")
         if "backend" not in kwargs and "use_fast" not in kwargs:
             processor.image_processor = on_pil(processor.image_processor)
         return processor

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from hfvlm.cli.console import Report, print_line, stderr
-from hfvlm.cli.loading import Dtype, Precision, TrustRemoteCode, check_model_name, choose_device
+from hfvlm.cli.loading import Dtype, Precision, TrustRemoteCode, check_model_name, choose_device, missing_model
 
 
 class Engine(str, Enum):
@@ -38,7 +38,10 @@ def _load(source: Path, folder: Path, captioner: str, judge: str, dtype: str, tr
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     parts: list[Any] = []
     for auto, name in ((AutoModelForImageTextToText, captioner), (AutoModelForImageTextRetrieval, judge)):
-        model = load_whole(auto, name, dtype=precision, trust_remote_code=trust).to(device)
+        try:
+            model = load_whole(auto, name, dtype=precision, trust_remote_code=trust).to(device)
+        except OSError as error:
+            raise ValueError(missing_model(name, error)) from error
         parts += [model, AutoProcessor.from_pretrained(name, trust_remote_code=trust)]
     rows, capfilt = open_rows(source), CapFilt(*parts, recipe)
     return rows, ShardFolder(folder, capfilt.settings(rows), rows.in_bytes), capfilt

@@ -1,5 +1,6 @@
 """Where commands write: results to stdout, everything else to stderr."""
 
+import os
 import sys
 
 from rich.console import Console
@@ -13,8 +14,9 @@ def stderr() -> Console:
 
 
 def stdout() -> Console:
-    """The console for results."""
-    return Console(highlight=False)
+    """The console for results; what is not a terminal has room for whole tables."""
+    console = Console(highlight=False)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=200)
 
 
 def print_error(message: str, console: Console | None = None) -> None:

@@ -73,9 +73,11 @@ def _read(task: Task, data: Path, split: str, limit: int | None) -> list[dict[st
 
 def _pipeline(task: str, model: str | None, dtype: str, trust_remote_code: bool) -> Any:
     check_model_name(model)
-    from hfvlm.builtin import builtin_model
+    from hfvlm.builtin import BUILTIN, builtin_model
     from hfvlm.pipelines import pipeline
 
+    if model is None and task not in BUILTIN:
+        raise typer.BadParameter(f"is needed: there is no built-in model for {task}", param_hint="--model")
     name = str(builtin_model(task)) if model is None else model
     device, precision = choose_device(dtype)
     return pipeline(task, name, device=device, dtype=precision, trust_remote_code=trust_remote_code)

@@ -89,6 +89,12 @@ def load_embedder(model: str | None, dtype: str, trust_remote_code: bool, batch_
         raise ValueError(f"--model {model or BUILT_IN}: {error}") from error
 
 
+def missing_model(name: str, error: OSError) -> str:
+    """What is said of a model that cannot be read."""
+    what = "cannot be read" if Path(name).is_dir() else "is no folder here and cannot be had from the Hub"
+    return f"model {name!r} {what}: {error}"
+
+
 def load_two_towers(model: str | None, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
     """The model and the processor of `load_embedder` by themselves. Where a head was saved that also judges pairs, it
     is the retrieval head, without its teacher: nothing is trained here.
@@ -106,7 +112,11 @@ def load_two_towers(model: str | None, dtype: str, trust_remote_code: bool) -> t
     model = str(builtin_model("image-text-retrieval")) if model is None else model
     device, precision = choose_device(dtype)
     auto, options = AutoModel, {"dtype": precision, "trust_remote_code": trust_remote_code}
-    if _judges(AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)):
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise ValueError(missing_model(model, error)) from error
+    if _judges(config):
         auto, options = AutoModelForImageTextRetrieval, {**options, "momentum": None}
     loaded = load_whole(auto, model, **options).to(device)
     return loaded, AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)

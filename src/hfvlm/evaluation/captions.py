@@ -1,12 +1,11 @@
 """Caption metrics: BLEU-1 to 4, CIDEr and ROUGE-L of pycocoevalcap, on words that are made without Java."""
 
-import evaluate
-
 from hfvlm.evaluation.base import STRINGS, Metric
 from hfvlm.evaluation.words import words
 
 
 try:
+    import evaluate
     from pycocoevalcap.bleu.bleu import Bleu as BleuScorer
     from pycocoevalcap.cider.cider import Cider as CiderScorer
     from pycocoevalcap.rouge.rouge import Rouge as RougeScorer

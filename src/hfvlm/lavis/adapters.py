@@ -111,7 +111,12 @@ class Captioner(LavisModel):
         if use_nucleus_sampling:
             how = {**NUCLEUS, "top_p": top_p}
         ids = self.head.generate(
-            pixel_values=pixels, input_ids=prompts, max_length=max_length, min_length=min_length, **how
+            pixel_values=pixels,
+            input_ids=prompts,
+            max_length=max_length,
+            max_new_tokens=None,  # a generation config's would go before
+            min_length=min_length,
+            **how,
         )
         return [text[len(self.prompt) :] for text in self.processor.batch_decode(ids)]
 

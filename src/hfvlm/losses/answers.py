@@ -47,18 +47,18 @@ def answer_losses(
 
 
 def answer_log_likelihoods(
-    states: torch.Tensor, labels: torch.Tensor, head: Callable, label_smoothing: float = 0.0
+    states: torch.Tensor, targets: torch.Tensor, head: Callable, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Minus `answer_losses` of `head(states)`, which is made of some tokens at a time, and of learned ones alone.
+    """Minus the sum of each answer's losses, of `head(states)`, which is made of some tokens at a time, and of learned
+    ones alone: `[answers]`.
 
     Args:
         states: `[answers, length, width]`.
-        labels: `[answers, length]`.
+        targets: `[answers, length]`, what each of these predicts; -100: nothing.
         head: `[tokens, width]` -> `[tokens, vocab]`.
     """
-    targets = labels[:, 1:]
     learned = targets != -100
-    parts = zip(states[:, :-1][learned].split(TOKENS_AT_ONCE), targets[learned].split(TOKENS_AT_ONCE), strict=True)
+    parts = zip(states[learned].split(TOKENS_AT_ONCE), targets[learned].split(TOKENS_AT_ONCE), strict=True)
     losses = [
         nn.functional.cross_entropy(head(rows).float(), wanted, label_smoothing=label_smoothing, reduction="none")
         for rows, wanted in parts

@@ -117,7 +117,8 @@ def _config_fields(arguments: dict[str, Any]) -> dict[str, Any]:
     except OSError as error:
         if arguments["task"] is not None:
             name = os.fspath(source)
-            raise OSError(f"model {name!r} is no folder here and cannot be had from the Hub: {error}") from error
+            what = "cannot be read" if os.path.isdir(name) else "is no folder here and cannot be had from the Hub"
+            raise OSError(f"model {name!r} {what}: {error}") from error
         fields = {}
     if not fields and arguments["task"] is not None:  # without a task, transformers may infer it from the Hub
         raise ValueError(f"{os.fspath(source)!r} has no config.json: it is not the folder of a model")
@@ -152,18 +153,63 @@ def _build(row: Architecture, task: str, arguments: dict[str, Any]) -> "Pipeline
     if processor is None and name is None:
         raise ValueError(f"{task!r} with a model that is loaded already needs processor=, the model's own")
     if name is not None:
-        if dtype is not None:
-            model_kwargs.setdefault("dtype", dtype)
-        if device_map is not None:
-            model_kwargs["device_map"] = device_map
-        if isinstance(config, (str, os.PathLike)):
-            config = transformers.AutoConfig.from_pretrained(config, **hub)
-        if config is not None:
-            model_kwargs["config"] = config
-        model = load_whole(auto_class(head), name, **{**model_kwargs, **hub})
+        model = _load_head(head, name, config, dtype, device_map, model_kwargs, hub)
     if processor is None or isinstance(processor, (str, os.PathLike)):
         processor = transformers.AutoProcessor.from_pretrained(processor or name, **hub)
     return pipeline_class(model=model, processor=processor, task=task, **options)
+
+
+def _load_head(
+    auto: str,
+    name: str | os.PathLike,
+    config: Any,
+    dtype: Any,
+    device_map: Any,
+    model_kwargs: dict[str, Any],
+    hub: dict[str, Any],
+) -> Any:
+    """The model of an auto class, which must have all of its weights."""
+    import transformers
+
+    model_kwargs = {**model_kwargs}
+    if dtype is not None:
+        model_kwargs.setdefault("dtype", dtype)
+    if device_map is not None:
+        model_kwargs["device_map"] = device_map
+    if isinstance(config, (str, os.PathLike)):
+        config = transformers.AutoConfig.from_pretrained(config, **hub)
+    if config is not None:
+        model_kwargs["config"] = config
+    return load_whole(auto_class(auto), name, **{**model_kwargs, **hub})
+
+
+def _with_whole_model(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with the model loaded, if it is a folder of hfvlm's for a task that transformers serves: by itself
+    that one would fill in random weights where they are missing, and go on."""
+    import transformers
+    from transformers import pipelines
+
+    task, name = arguments["task"], arguments["model"]
+    if task not in pipelines.get_supported_tasks() or not isinstance(name, (str, os.PathLike)):
+        return arguments
+    try:
+        row = ARCHITECTURES.get(_config_fields(arguments).get("model_type"))
+    except (OSError, ValueError):  # for transformers to tell
+        return arguments
+    autos = [cls.__name__ for cls in pipelines.check_task(task)[1]["pt"]]
+    auto = next((auto for auto in autos if row is not None and auto in row.heads), None)
+    if auto is None:
+        return arguments
+    hub, found = _hub_options(arguments), {**arguments}
+    named = ("config", "dtype", "device_map", "model_kwargs")
+    config, dtype, device_map, model_kwargs = (found.pop(option) for option in named)
+    found["model"] = _load_head(auto, name, config, dtype, device_map, model_kwargs or {}, hub)
+    parts = ("tokenizer", "image_processor", "feature_extractor", "processor")
+    if not any(arguments[part] is not None for part in parts):
+        processor = transformers.AutoProcessor.from_pretrained(name, **hub)
+        found["image_processor"] = getattr(processor, "image_processor", processor)
+        found["tokenizer"] = getattr(processor, "tokenizer", None)
+    return found
 
 
 def _pass_on(arguments: dict[str, Any], served: set[str]) -> "Pipeline":
@@ -171,6 +217,7 @@ def _pass_on(arguments: dict[str, Any], served: set[str]) -> "Pipeline":
     from transformers import pipelines
 
     task, known = arguments["task"], pipelines.get_supported_tasks()
+    arguments = _with_whole_model(arguments)
     try:
         return pipelines.pipeline(**arguments)
     except KeyError as error:

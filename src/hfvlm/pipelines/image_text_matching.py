@@ -46,7 +46,7 @@ class ImageTextMatchingPipeline(VlmPipeline):
         reading = {"text": text, "timeout": timeout}
         return {name: value for name, value in reading.items() if value is not None}, {}, {}
 
-    def __call__(self, images: Any = None, **kwargs: Any) -> Any:
+    def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any) -> Any:
         """Judges texts with one image, or with each of several.
 
         Args:
@@ -65,11 +65,16 @@ class ImageTextMatchingPipeline(VlmPipeline):
             ValueError: no image, no text, or an empty one.
             TypeError: a text that is no string.
         """
+        images = kwargs.pop("image", None) if images is None else images
+        if text is not None:
+            kwargs["text"] = text
         return super().__call__(self.given_images(images, kwargs), **kwargs)
 
     def preprocess(self, inputs: Any, text: Any = None, timeout: float | None = None) -> dict[str, Any]:
         """One image as the model's input of a batch of one, and its texts as they are."""
         image, text = self.image_and("text", inputs, text)
+        if text is not None and not isinstance(text, (str, list, tuple)):
+            raise TypeError(f"text must be a string or a list of strings, got {type(text).__name__}")
         texts = [text] if isinstance(text, str) else list(text or [])
         for one in texts:
             if not isinstance(one, str):

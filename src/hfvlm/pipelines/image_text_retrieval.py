@@ -85,6 +85,10 @@ class ImageTextRetrievalPipeline(VlmPipeline):
             items = list(items)
         if not len(items):
             raise ValueError(f"{kind}s is empty: there is nothing to search")
+        if kind == "text" and (
+            empty := [i for i, item in enumerate(items) if isinstance(item, str) and not item.strip()]
+        ):
+            raise ValueError(f"texts[{empty[0]}] is empty: leave it out")
 
         def skip(position: int, error: ImageError) -> None:
             logger.warning(f"left out of the index: {error}")
@@ -118,6 +122,8 @@ class ImageTextRetrievalPipeline(VlmPipeline):
         self, top_k: int | None = None, timeout: float | None = None, rerank: int | None = None
     ) -> tuple[dict, dict, dict]:
         for name, value in (("top_k", top_k), ("rerank", rerank)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise TypeError(f"{name} must be a whole number, got {value!r}")
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if rerank is not None:

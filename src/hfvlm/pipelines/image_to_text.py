@@ -74,6 +74,8 @@ class ImageToTextPipeline(VlmPipeline):
             if "max_new_tokens" in generate:
                 raise ValueError("max_new_tokens is given twice: as an argument, and in generate_kwargs")
             generate["max_new_tokens"] = max_new_tokens
+        elif generate.get("max_length") is not None:
+            generate.setdefault("max_new_tokens", None)  # else the generation config's would go before
         reading = {"prompt": prompt, "timeout": timeout}
         return {name: value for name, value in reading.items() if value is not None}, generate, {}
 

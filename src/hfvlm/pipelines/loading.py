@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from safetensors import SafetensorError
+
 
 def load_whole(auto: type, name: Any, **options: Any) -> Any:
     """`auto.from_pretrained(name, **options)`, unless weights are missing from what is there.
@@ -10,9 +12,12 @@ def load_whole(auto: type, name: Any, **options: Any) -> Any:
     two-tower model, otherwise each time.
 
     Raises:
-        ValueError: weights are missing; says which.
+        ValueError: weights are missing, says which; their file is damaged.
     """
-    model, found = auto.from_pretrained(name, output_loading_info=True, **options)
+    try:
+        model, found = auto.from_pretrained(name, output_loading_info=True, **options)
+    except SafetensorError as error:
+        raise ValueError(f"{name}: its weights (*.safetensors) are damaged or not complete: {error}") from error
     missing = sorted(found["missing_keys"])
     if missing:
         saved = " or ".join(getattr(model.config, "architectures", None) or ["something else"])

@@ -92,7 +92,7 @@ class VisualQuestionAnsweringPipeline(VlmPipeline):
 
         Raises:
             ImageError: an image that cannot be used, by name.
-            ValueError: no image, no question, an empty list of candidates or an empty one among them.
+            ValueError: no image, no question, an empty list of candidates, an empty one or the same twice among them.
             TypeError: a question or a candidate that is no string.
         """
         images = kwargs.pop("image", None) if images is None else images
@@ -155,6 +155,8 @@ class VisualQuestionAnsweringPipeline(VlmPipeline):
         """`places` among the candidates and `scores`, both `[questions, candidates]`, the best first."""
         if not candidates:
             raise ValueError("candidates is an empty list: give at least one answer to choose")
+        if twice := [one for i, one in enumerate(candidates) if one in candidates[:i]]:
+            raise ValueError(f"candidates holds {twice[0]!r} twice")
         for one in candidates:
             self._check_text("a candidate", one)
         tokenizer, text = self.processor.tokenizer, self.model.config.text_config
