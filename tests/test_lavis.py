@@ -10,6 +10,7 @@ from tiny import tiny_model, tiny_processor
 from torch.nn.functional import normalize
 
 import hfvlm
+from hfvlm.builtin import builtin_model
 from hfvlm.conversion.blip_processor import in_tree_processor
 from hfvlm.conversion.convert_blip import to_transformers
 from hfvlm.data.augment import OPERATIONS, augmented, training_view
@@ -159,6 +160,21 @@ def test_features_are_the_heads(opened, name):
     assert not both.multimodal_embeds.requires_grad
     assert set(model.extract_features(samples, mode=["image", "text"])) == set(image) | set(text)
     assert set(model.extract_features({"text_input": "a dog"}, mode="text")) == set(text)
+
+
+def test_an_image_without_a_class_token_has_its_vector_first(photos):
+    """The built-in model's tower has none."""
+    folder = str(builtin_model("image-text-matching"))
+    model, vis, _ = hfvlm.load_model_and_preprocess("blip_feature_extractor", "base", checkpoint=folder)
+    samples = {"image": torch.stack([vis["eval"](photo) for photo in photos]), "text_input": TEXTS}
+    image, text = (model.extract_features(samples, mode=mode) for mode in ("image", "text"))
+    assert image.image_embeds.shape[1] == image.image_embeds_proj.shape[1] == 50
+    matcher = hfvlm.load_model("blip_image_text_matching", "base", checkpoint=folder)
+    expected = matcher(samples, match_head="itc")
+    torch.testing.assert_close(image.image_embeds_proj[:, 0] @ text.text_embeds_proj[:, 0].t(), expected)
+    captioner = hfvlm.load_model("blip_caption", "base_coco", checkpoint=folder)
+    captions = captioner.generate(samples, max_length=7, min_length=5)
+    assert all(len(caption.split()) <= 7 for caption in captions)
 
 
 def test_matching_is_the_heads(opened):

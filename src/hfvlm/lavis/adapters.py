@@ -131,7 +131,8 @@ class FusionFeatureExtractor(LavisModel):
 
     @torch.no_grad()
     def extract_features(self, samples: dict[str, Any], mode: str | list[str] = "multimodal") -> FusionFeatures:
-        """`image_embeds`, `text_embeds`, `multimodal_embeds` of every token, and `*_embeds_proj` of length 1.
+        """`image_embeds`, `text_embeds`, `multimodal_embeds` of every token, and `*_embeds_proj` of length 1. Where an
+        image tower has no class token, its pooled vector comes first: scripts take the one at 0 for the image's.
 
         Args:
             samples: "image" and "text_input", as far as the mode needs them.
@@ -142,10 +143,19 @@ class FusionFeatureExtractor(LavisModel):
             inputs = {} if one == "text" else {"pixel_values": self.images(samples)}
             inputs |= {} if one == "image" else self.texts(samples)
             features = self.head.extract_features(inputs, one)
+            if one != "text" and self.head.config.vision_config.pooling in ("mean", "max"):
+                features |= self._pooled_first(features, inputs["pixel_values"])
             if one == "multimodal" and not self.head.fusion_layer:  # LAVIS's BLIP projects nothing here
                 features = {name: value for name, value in features.items() if not name.endswith("_proj")}
             found |= features
         return FusionFeatures(**found)
+
+    def _pooled_first(self, features: FusionFeatures, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        pooled = self.head.vision_model(pixels).pooler_output
+        vectors = {"image_embeds": pooled}
+        if self.head.vision_proj is not None:
+            vectors["image_embeds_proj"] = nn.functional.normalize(self.head.vision_proj(pooled), dim=-1)
+        return {name: torch.cat([vector[:, None], features[name]], dim=1) for name, vector in vectors.items()}
 
 
 class Matcher(LavisModel):
