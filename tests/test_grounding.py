@@ -29,7 +29,7 @@ def expected_maps(model, batch, layer: int) -> torch.Tensor:
         weights = []
         hook = attention.register_forward_hook(lambda module, args, out: weights.append(out[1]))
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        model.match(tokens, ids, mask)
+        model.fuse(tokens, ids, mask)
         hook.remove()
         values = attention.keys_and_values(tokens, None)[1]  # [rows, heads, tokens, head_dim]
         rows, heads, length, count = weights[0].shape
@@ -45,7 +45,8 @@ def expected_maps(model, batch, layer: int) -> torch.Tensor:
                         hook = attention.proj.register_forward_pre_hook(
                             lambda module, args, change=sign * moved: (args[0] + change.flatten(2),)
                         )
-                        logits.append(model.match(tokens, ids, mask)[:, 1])
+                        fused = model.fuse(tokens, ids, mask).last_hidden_state  # of every token, as match has it
+                        logits.append(model.itm_head(fused[:, 0])[:, 1])
                         hook.remove()
                     slope = (logits[0] - logits[1]) / (2 * step)
                     found[:, token, patch] += weights[0][:, head, token, patch] * slope.clamp(min=0) / heads

@@ -55,7 +55,7 @@ GROUND = {
     "fusion": {"fusion_config", "encoders", "modeling", "nn", "outputs"},
     "fusion_training": {"fusion", "fusion_config", "momentum_teacher", "encoders", "losses", "nn", "outputs"},
     "answer_ranking": {"losses", "outputs"},
-    "grounding": set(),
+    "grounding": {"fusion"},
     "answering": {"answer_ranking", "fusion", "fusion_config", "generation", "encoders", "losses", "outputs"},
     "fusion_classes": {"fusion", "fusion_config", "momentum_teacher", "encoders", "losses", "nn", "outputs"},
     "two_tower": {"two_tower_config", "encoders", "losses", "nn", "modeling"},

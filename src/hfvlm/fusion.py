@@ -25,7 +25,7 @@ from hfvlm.outputs import FusionFeatures, FusionOutput
 def first_positions(texts: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
     """Where each text's first token is, wherever its padding is: `[texts, length, ...]` -> `[texts]`."""
     if attention_mask is None or attention_mask.ndim != 2:
-        return torch.zeros(len(texts), dtype=torch.long, device=texts.device)
+        return torch.zeros(texts.shape[0], dtype=torch.long, device=texts.device)
     return attention_mask.int().argmax(dim=-1)
 
 

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from transformers.utils import ModelOutput
 
+from hfvlm.fusion import first_tokens
+
 
 #: colours of a map from nothing to most, evenly spaced
 COLOURS = ((0, 0, 128), (0, 64, 255), (0, 255, 255), (128, 255, 128), (255, 255, 0), (255, 64, 0), (128, 0, 0))
@@ -80,7 +82,8 @@ def ground(
         memory = _memory_of_rows(seen.last_hidden_state, len(input_ids), memory_index)
         with torch.enable_grad():
             # the gradient of the weights must exist where all parameters are frozen, too
-            logits = model.match(memory.detach().requires_grad_(), input_ids, attention_mask)
+            fused = model.fuse(memory.detach().requires_grad_(), input_ids, attention_mask)
+            logits = model.itm_head(first_tokens(fused.last_hidden_state, attention_mask))
             (gradient,) = torch.autograd.grad(logits[:, 1].sum(), kept[0])
     finally:
         hook.remove()

@@ -87,7 +87,7 @@ def attend(
 
 def pick(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """One position of each row: `[batch, length, ...]`, `[batch]` -> `[batch, 1, ...]`."""
-    return states[torch.arange(len(positions), device=states.device), positions][:, None]
+    return states[torch.arange(positions.shape[0], device=states.device), positions][:, None]
 
 
 class _MultiHead(nn.Module):
