@@ -66,6 +66,11 @@ def test_pairs_that_are_not_judged_come_behind_by_similarity(encoded):
             assert found.argsort(descending=True).tolist() == judged + others
 
 
+def test_no_pairs_have_no_scores(encoded):
+    none = torch.empty(0, dtype=torch.long)
+    assert judge_pairs(*encoded[:4], none, none).shape == (0,)
+
+
 def test_bad_input_is_named(encoded):
     model, tokens, ids, mask, similarity = encoded
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):

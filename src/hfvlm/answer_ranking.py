@@ -40,7 +40,8 @@ class AnswerRankingMixin:
             k: answers to read whole; all of them if there are no more.
 
         Raises:
-            ValueError: an empty list, an answer without a token, padding on the left, `k` below 1.
+            ValueError: an empty list, an answer without a token, padding on the left, answers that start otherwise
+                than others, `k` below 1.
         """
         answer_ids, answer_mask = self._checked_answers(answer_ids, answer_mask)
         if k < 1:
@@ -88,12 +89,15 @@ class AnswerRankingMixin:
         likely = likely + smoothing * log_probs.mean(dim=-1, keepdim=True)
         if answer_ids.shape[1] > 2:
             ids, seen = answer_ids[chosen.flatten()], answer_mask[chosen.flatten()]
-            cache.self_attention_cache.batch_repeat_interleave(
-                k
-            )  # the question's keys and values serve all as they are
-            read = self.text_decoder(ids[:, 1:-1], attention_mask=seen[:, :-1], **memory)
+            new = ids[:, 1:-1]
+            if cache.get_seq_length():
+                cache.self_attention_cache.batch_repeat_interleave(k)  # the question's serve all as they are
+            else:  # gradient checkpointing keeps none
+                new, memory["past_key_values"] = ids[:, :-1], None
+            read = self.text_decoder(new, attention_mask=seen[:, :-1], **memory)
             targets = ids[:, 2:].masked_fill(seen[:, 2:] == 0, -100)
-            rest = answer_log_likelihoods(read.last_hidden_state, targets, self.lm_head, smoothing)
+            states = read.last_hidden_state[:, -targets.shape[1] :]
+            rest = answer_log_likelihoods(states, targets, self.lm_head, smoothing)
             likely = likely + rest.view_as(likely)
         return chosen, near, likely, logits
 
@@ -113,5 +117,7 @@ class AnswerRankingMixin:
             raise ValueError(f"answer_mask {list(mask.shape)} must have the shape of answer_ids {list(ids.shape)}")
         if not bool(mask[:, :2].all()):
             raise ValueError("answer_ids need a start token and a token each, then padding: one has none, or is empty")
+        if bool((ids[:, 0] != ids[0, 0]).any()):
+            raise ValueError("answer_ids must all start with the same token, the decoder's start token")
         longest = int(mask.sum(-1).max())
         return ids[:, :longest], mask[:, :longest]

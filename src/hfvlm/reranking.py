@@ -58,6 +58,8 @@ def judge_pairs(
     # by image, and an image's by length: two stable sorts
     order = lengths[texts].argsort(stable=True)
     order = order[images[order].argsort(stable=True)]
+    if not len(images):
+        return torch.empty(0, device=image_tokens.device)
     scores = torch.empty(len(images), dtype=torch.float32, device=image_tokens.device)
     for done, chosen in enumerate(order.split(batch_size), 1):
         used, index = images[chosen].unique(return_inverse=True)

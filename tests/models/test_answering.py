@@ -85,6 +85,26 @@ def test_ranking_equals_reading_every_answer(head, rows, monkeypatch):
 
 
 @every(ANSWERERS)
+def test_ranking_while_training_with_checkpoints_is_the_same(head):
+    """Checkpointed layers keep no cache."""
+    model = head.model()
+    ids, mask = answer_list(model, 5)
+    asked_of = {**asked(model), "answer_ids": ids, "answer_mask": mask, "k": 3}
+    expected = model.rank_answers(**asked_of)
+    model.gradient_checkpointing_enable()
+    for module in model.train().modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif hasattr(module, "dropout") and isinstance(module.dropout, float):
+            module.dropout = 0.0
+    found = model.rank_answers(**asked_of)
+    torch.testing.assert_close(found.log_likelihoods, expected.log_likelihoods, rtol=1e-4, atol=1e-5)
+    ids[1, 0] += 1
+    with pytest.raises(ValueError, match="answer_ids must all start with the same token"):
+        model.rank_answers(**asked_of)
+
+
+@every(ANSWERERS)
 def test_questions_about_one_image_are_ranked_and_answered_as_with_it_repeated(head):
     model = head.model()
     batch = asked(model, questions=4, images=2)

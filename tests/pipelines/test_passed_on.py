@@ -32,6 +32,29 @@ def test_a_folder_of_another_head_is_refused(folder, task):
         pipeline(task, model=folder("AutoModelForImageTextToText"), device="cpu")
 
 
+def test_parts_are_read_from_the_folder_unless_they_are_given(folder, photo):
+    name, task, labels = folder("AutoModelForPreTraining"), "zero-shot-image-classification", ["dog", "cat"]
+    processor = tiny_processor("blip")
+    expected = pipeline(task, model=name, device="cpu")(photo, candidate_labels=labels)
+    for given in ({"tokenizer": processor.tokenizer}, {"image_processor": processor.image_processor}):
+        assert pipeline(task, model=name, device="cpu", **given)(photo, candidate_labels=labels) == expected
+    half = pipeline(task, model=name, device="cpu", torch_dtype=torch.bfloat16)
+    assert half.model.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="device_map is given twice"):
+        pipeline(task, model=name, device_map="cpu", model_kwargs={"device_map": "cpu"})
+
+
+def test_a_captioner_serves_image_text_to_text(folder):
+    pipe = pipeline("image-text-to-text", model=folder("AutoModelForImageTextToText"), device="cpu")
+    assert type(pipe.model).__name__ == "BlipForConditionalGeneration" and pipe.processor is not None
+
+
+def test_images_alone_need_no_words(tmp_path, photo):
+    tiny_model("blip", "AutoModel").save_pretrained(tmp_path)
+    tiny_processor("blip").image_processor.save_pretrained(tmp_path)
+    assert pipeline("image-feature-extraction", model=str(tmp_path), device="cpu")(photo)
+
+
 def test_zero_shot_of_a_fusion_model(folder, photo):
     pipe = pipeline("zero-shot-image-classification", model=folder("AutoModelForPreTraining"), device="cpu")
     rows = pipe(photo, candidate_labels=["dog", "cat", "ball"])

@@ -301,7 +301,8 @@ class BertTower(VlmPreTrainedModel):
             )
         numbers = range(*slice(*(layers or (None,))).indices(len(self.layers)))
         steps = [step for i in numbers for step in self._steps(i, encoder_hidden_states)]
-        narrow = only_position is not None and steps and self.config._attn_implementation in QUERY_MASKS
+        plain = attention_mask is None or attention_mask.ndim == 2  # no token sees less than another
+        narrow = only_position is not None and steps and plain and self.config._attn_implementation in QUERY_MASKS
         for number, (layer, memory) in enumerate(steps, 1):
             last = {"only": only_position} if narrow and number == len(steps) else {}
             hidden_states = layer(

@@ -143,7 +143,8 @@ class FusionFeatureExtractor(LavisModel):
             inputs = {} if one == "text" else {"pixel_values": self.images(samples)}
             inputs |= {} if one == "image" else self.texts(samples)
             features = self.head.extract_features(inputs, one)
-            if one != "text" and self.head.config.vision_config.pooling in ("mean", "max"):
+            vision = self.head.config.vision_config
+            if one != "text" and vision.pooling in ("mean", "max") and not getattr(vision, "class_token", False):
                 features |= self._pooled_first(features, inputs["pixel_values"])
             if one == "multimodal" and not self.head.fusion_layer:  # LAVIS's BLIP projects nothing here
                 features = {name: value for name, value in features.items() if not name.endswith("_proj")}

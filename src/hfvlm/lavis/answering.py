@@ -64,7 +64,7 @@ class Answerer(LavisModel):
             raise ValueError(f"inference_method must be 'rank' or 'generate', got {inference_method!r}")
         asked = self._questions(samples)
         if inference_method == "generate":
-            lengths = {"max_length": max_len, "min_length": min_len}
+            lengths = {"max_length": max_len, "max_new_tokens": None, "min_length": min_len}
             ids = self.head.generate(**asked, **lengths, num_beams=num_beams, do_sample=False)
             return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         if not answer_list:

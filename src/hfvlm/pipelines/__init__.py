@@ -1,6 +1,7 @@
 """`pipeline`: transformers', and the tasks that it no longer serves."""
 
 import difflib
+import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -175,6 +176,8 @@ def _load_head(
     if dtype is not None:
         model_kwargs.setdefault("dtype", dtype)
     if device_map is not None:
+        if "device_map" in model_kwargs:
+            raise ValueError("device_map is given twice: as an argument, and in model_kwargs")
         model_kwargs["device_map"] = device_map
     if isinstance(config, (str, os.PathLike)):
         config = transformers.AutoConfig.from_pretrained(config, **hub)
@@ -186,7 +189,6 @@ def _load_head(
 def _with_whole_model(arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments with the model loaded, if it is a folder of hfvlm's for a task that transformers serves: by itself
     that one would fill in random weights where they are missing, and go on."""
-    import transformers
     from transformers import pipelines
 
     task, name = arguments["task"], arguments["model"]
@@ -196,19 +198,24 @@ def _with_whole_model(arguments: dict[str, Any]) -> dict[str, Any]:
         row = ARCHITECTURES.get(_config_fields(arguments).get("model_type"))
     except (OSError, ValueError):  # for transformers to tell
         return arguments
-    autos = [cls.__name__ for cls in pipelines.check_task(task)[1]["pt"]]
+    served = pipelines.check_task(task)[1]
+    autos = [cls.__name__ for cls in served["pt"]]
     auto = next((auto for auto in autos if row is not None and auto in row.heads), None)
     if auto is None:
         return arguments
     hub, found = _hub_options(arguments), {**arguments}
     named = ("config", "dtype", "device_map", "model_kwargs")
     config, dtype, device_map, model_kwargs = (found.pop(option) for option in named)
+    dtype = found.pop("torch_dtype", None) or dtype
     found["model"] = _load_head(auto, name, config, dtype, device_map, model_kwargs or {}, hub)
-    parts = ("tokenizer", "image_processor", "feature_extractor", "processor")
-    if not any(arguments[part] is not None for part in parts):
-        processor = transformers.AutoProcessor.from_pretrained(name, **hub)
-        found["image_processor"] = getattr(processor, "image_processor", processor)
-        found["tokenizer"] = getattr(processor, "tokenizer", None)
+    impl = served["impl"]
+    if isinstance(impl, str):  # newer transformers name the class
+        module, _, cls = impl.rpartition(".")
+        impl = getattr(importlib.import_module(module), cls)
+    for part in ("processor", "tokenizer", "image_processor", "feature_extractor"):
+        # what the pipeline reads of the folder; by the model alone, which is loaded, it would not know where to look
+        if found[part] is None and getattr(impl, f"_load_{part}", None):
+            found[part] = os.fspath(name)
     return found
 
 

@@ -1,6 +1,6 @@
 """The image-text-matching pipeline: how well texts describe an image, judged pair by pair."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ class ImageTextMatchingPipeline(VlmPipeline):
     def preprocess(self, inputs: Any, text: Any = None, timeout: float | None = None) -> dict[str, Any]:
         """One image as the model's input of a batch of one, and its texts as they are."""
         image, text = self.image_and("text", inputs, text)
-        if text is not None and not isinstance(text, (str, list, tuple)):
+        if text is not None and not isinstance(text, Iterable):
             raise TypeError(f"text must be a string or a list of strings, got {type(text).__name__}")
         texts = [text] if isinstance(text, str) else list(text or [])
         for one in texts:

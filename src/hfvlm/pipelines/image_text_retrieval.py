@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -122,7 +123,7 @@ class ImageTextRetrievalPipeline(VlmPipeline):
         self, top_k: int | None = None, timeout: float | None = None, rerank: int | None = None
     ) -> tuple[dict, dict, dict]:
         for name, value in (("top_k", top_k), ("rerank", rerank)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
                 raise TypeError(f"{name} must be a whole number, got {value!r}")
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

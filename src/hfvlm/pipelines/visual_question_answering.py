@@ -1,5 +1,6 @@
 """The visual-question-answering pipeline: answers to questions about images, written or chosen from a list."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,6 +66,8 @@ class VisualQuestionAnsweringPipeline(VlmPipeline):
             if "max_new_tokens" in generate:
                 raise ValueError("max_new_tokens is given twice: as an argument, and in generate_kwargs")
             generate["max_new_tokens"] = max_new_tokens
+        elif generate.get("max_length") is not None:
+            generate.setdefault("max_new_tokens", None)  # else that of WRITING would go before
         if candidates is not None and generate:
             raise ValueError(f"candidates are ranked, nothing is written: leave out {', '.join(generate)}")
         reading = {"question": question, "timeout": timeout}
@@ -155,8 +158,9 @@ class VisualQuestionAnsweringPipeline(VlmPipeline):
         """`places` among the candidates and `scores`, both `[questions, candidates]`, the best first."""
         if not candidates:
             raise ValueError("candidates is an empty list: give at least one answer to choose")
-        if twice := [one for i, one in enumerate(candidates) if one in candidates[:i]]:
-            raise ValueError(f"candidates holds {twice[0]!r} twice")
+        if len(set(candidates)) < len(candidates):
+            [(twice, _)] = Counter(candidates).most_common(1)
+            raise ValueError(f"candidates holds {twice!r} twice")
         for one in candidates:
             self._check_text("a candidate", one)
         tokenizer, text = self.processor.tokenizer, self.model.config.text_config
