@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from self_critical import CaptionReward, check_samples, self_critical_loss
 from torch import nn
 from torch.utils.data import Dataset
-from train_captioner import SPECIAL, judging_tokenizer, load_rows, save, train, vocabulary
+from train_captioner import SPECIAL, judging_tokenizer, load_rows, references_of, save, train, vocabulary
 from transformers import Trainer
 
 from hfvlm import BlipConfig, BlipForConditionalGeneration, BlipForPreTraining, BlipProcessor
@@ -222,29 +222,23 @@ class BlipTrainer(Trainer):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.processor, self.views, self.held_out, self.samples, self.reward = (
-            processor,
-            views,
-            held_out,
-            samples,
-            reward,
-        )
+        self.processor, self.views, self.held_out = processor, views, held_out
+        self.reward, self.samples = reward, samples
         self.captioner = captioner_of(self.model)
         self.captioner.generation_config = generation
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs["pixel_values"] = self.views(inputs["pixel_values"], random=True)
         outputs = model(**inputs)
-        parts = {name: outputs[name] for name in ("loss_itc", "loss_itm", "loss_lm")}
-        said = {}
-        if self.reward is not None:
-            tokens = outputs.vision_model_output.last_hidden_state
-            rewarded, said = self_critical_loss(self.captioner, tokens, inputs["image_ids"], self.reward, self.samples)
-            parts["loss_lm"] = rewarded
+        parts, said = {name: outputs[name] for name in ("loss_itc", "loss_itm")}, {}
+        if self.reward is None:
+            parts["loss_lm"] = outputs.loss_lm
+        else:
+            tokens, images = outputs.vision_model_output.last_hidden_state, inputs["image_ids"]
+            parts["loss_reward"], said = self_critical_loss(self.captioner, tokens, images, self.reward, self.samples)
         loss = sum(parts.values())
         if self.state.global_step % self.args.logging_steps == 0:
-            names = {"loss_lm": "loss_lm" if self.reward is None else "loss_reward"}
-            said |= {names.get(name, name): part.item() for name, part in parts.items()}
+            said |= {name: part.item() for name, part in parts.items()}
             self.log({name: round(value, 3) for name, value in said.items()})
         return (loss, {"loss": loss}) if return_outputs else loss
 
@@ -303,12 +297,8 @@ def main() -> None:
     run(stage=recipe["stages"]["objectives"], output=args.output / "objectives")
     write(model, processor, captioner.generation_config, args.output / "stage1")
 
-    end, stage = processor.tokenizer.sep_token_id, recipe["stages"]["reward"]
-    references = [
-        [[*processor.tokenizer(caption, add_special_tokens=False)["input_ids"], end] for caption in row["captions"]]
-        for row in rows
-    ]
-    reward = CaptionReward(references, stage["precision_weight"])
+    stage = recipe["stages"]["reward"]
+    reward = CaptionReward(references_of(rows, processor), stage["precision_weight"])
     run(stage=stage, output=args.output / "reward", reward=reward, samples=stage["samples"])
     write(model, processor, captioner.generation_config, args.output / "model")
 

@@ -289,6 +289,15 @@ def train(model, dataset, evaluation, collator, stage: dict, output: Path, train
     trainer.train(resume_from_checkpoint=any(output.glob("checkpoint-*")) or None)
 
 
+def references_of(rows: list[dict], processor: BlipProcessor) -> list[list[list[int]]]:
+    """Each row's captions as ids up to and with the end token, as a reward knows them."""
+    end = processor.tokenizer.sep_token_id
+    return [
+        [[*processor.tokenizer(caption, add_special_tokens=False)["input_ids"], end] for caption in row["captions"]]
+        for row in rows
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with captions.jsonl and images/")
@@ -325,11 +334,7 @@ def main() -> None:
     train(model, dataset, evaluation, collator, stage, args.output / "end_to_end")
     save(model, processor, args.output / "stage2")
 
-    end = processor.tokenizer.sep_token_id
-    references = [
-        [[*processor.tokenizer(caption, add_special_tokens=False)["input_ids"], end] for caption in row["captions"]]
-        for row in rows
-    ]
+    references = references_of(rows, processor)
 
     def train_on_samples(dataset: Dataset, collator, name: str) -> None:
         stage = recipe["stages"][name]

@@ -49,9 +49,10 @@ class AnswerRankingMixin:
         if encoder_outputs is None:
             encoder_outputs = self.encode_questions(pixel_values, input_ids, attention_mask, interpolate_pos_encoding)
         states, k = encoder_outputs[0], min(k, len(answer_ids))
-        parts = torch.arange(len(states), device=states.device).split(max(ROWS_AT_ONCE // k, 1))
-        masks = [None if attention_mask is None else attention_mask[part] for part in parts]
-        found = [self._judge(states[part], mask, answer_ids, answer_mask, k) for part, mask in zip(parts, masks)]
+        share = max(ROWS_AT_ONCE // k, 1)
+        parts = states.split(share)
+        masks = [None] * len(parts) if attention_mask is None else attention_mask.split(share)
+        found = [self._judge(part, mask, answer_ids, answer_mask, k) for part, mask in zip(parts, masks)]
         chosen, near, likely, logits = (torch.cat(column) for column in zip(*found))
         scores = (likely + near.log()).softmax(-1) if self.first_token_twice else likely
         order = scores.argsort(dim=-1, descending=True, stable=True)

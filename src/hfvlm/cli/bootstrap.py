@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from hfvlm.cli.console import Report, print_line, stderr
-from hfvlm.cli.loading import Dtype, Precision, TrustRemoteCode, check_model_name, choose_device, missing_model
+from hfvlm.cli.loading import Dtype, Precision, TrustRemoteCode, check_model_name, choose_device
 
 
 class Engine(str, Enum):
@@ -31,7 +31,7 @@ def _load(source: Path, folder: Path, captioner: str, judge: str, dtype: str, tr
     from hfvlm.data.bootstrap import CapFilt
     from hfvlm.data.shards import ShardFolder
     from hfvlm.data.web import open_rows
-    from hfvlm.pipelines.loading import load_whole
+    from hfvlm.pipelines.loading import load_whole, unreadable
 
     device, precision = choose_device(dtype)
     if device.type == "cuda" and "LOCAL_RANK" in os.environ:
@@ -41,7 +41,7 @@ def _load(source: Path, folder: Path, captioner: str, judge: str, dtype: str, tr
         try:
             model = load_whole(auto, name, dtype=precision, trust_remote_code=trust).to(device)
         except OSError as error:
-            raise ValueError(missing_model(name, error)) from error
+            raise ValueError(unreadable(name, error)) from error
         parts += [model, AutoProcessor.from_pretrained(name, trust_remote_code=trust)]
     rows, capfilt = open_rows(source), CapFilt(*parts, recipe)
     return rows, ShardFolder(folder, capfilt.settings(rows), rows.in_bytes), capfilt

@@ -89,12 +89,6 @@ def load_embedder(model: str | None, dtype: str, trust_remote_code: bool, batch_
         raise ValueError(f"--model {model or BUILT_IN}: {error}") from error
 
 
-def missing_model(name: str, error: OSError) -> str:
-    """What is said of a model that cannot be read."""
-    what = "cannot be read" if Path(name).is_dir() else "is no folder here and cannot be had from the Hub"
-    return f"model {name!r} {what}: {error}"
-
-
 def load_two_towers(model: str | None, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
     """The model and the processor of `load_embedder` by themselves. Where a head was saved that also judges pairs, it
     is the retrieval head, without its teacher: nothing is trained here.
@@ -107,7 +101,7 @@ def load_two_towers(model: str | None, dtype: str, trust_remote_code: bool) -> t
 
     from hfvlm.auto import AutoModelForImageTextRetrieval
     from hfvlm.builtin import builtin_model
-    from hfvlm.pipelines.loading import load_whole
+    from hfvlm.pipelines.loading import load_whole, unreadable
 
     model = str(builtin_model("image-text-retrieval")) if model is None else model
     device, precision = choose_device(dtype)
@@ -115,7 +109,7 @@ def load_two_towers(model: str | None, dtype: str, trust_remote_code: bool) -> t
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     except OSError as error:
-        raise ValueError(missing_model(model, error)) from error
+        raise ValueError(unreadable(model, error)) from error
     if _judges(config):
         auto, options = AutoModelForImageTextRetrieval, {**options, "momentum": None}
     loaded = load_whole(auto, model, **options).to(device)

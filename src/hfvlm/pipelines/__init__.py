@@ -1,11 +1,10 @@
 """`pipeline`: transformers', and the tasks that it no longer serves."""
 
 import difflib
-import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from hfvlm.pipelines.loading import load_whole
+from hfvlm.pipelines.loading import load_whole, unreadable
 from hfvlm.registry import ARCHITECTURES, Architecture, auto_class, load
 
 
@@ -117,9 +116,7 @@ def _config_fields(arguments: dict[str, Any]) -> dict[str, Any]:
         fields = PreTrainedConfig.get_config_dict(source, **hub)[0]
     except OSError as error:
         if arguments["task"] is not None:
-            name = os.fspath(source)
-            what = "cannot be read" if os.path.isdir(name) else "is no folder here and cannot be had from the Hub"
-            raise OSError(f"model {name!r} {what}: {error}") from error
+            raise OSError(unreadable(source, error)) from error
         fields = {}
     if not fields and arguments["task"] is not None:  # without a task, transformers may infer it from the Hub
         raise ValueError(f"{os.fspath(source)!r} has no config.json: it is not the folder of a model")
@@ -194,12 +191,14 @@ def _with_whole_model(arguments: dict[str, Any]) -> dict[str, Any]:
     task, name = arguments["task"], arguments["model"]
     if task not in pipelines.get_supported_tasks() or not isinstance(name, (str, os.PathLike)):
         return arguments
+    served = pipelines.check_task(task)[1]
+    autos = [cls.__name__ for cls in served["pt"]]
+    if not any(auto in row.heads for row in ARCHITECTURES.values() for auto in autos):
+        return arguments
     try:
         row = ARCHITECTURES.get(_config_fields(arguments).get("model_type"))
     except (OSError, ValueError):  # for transformers to tell
         return arguments
-    served = pipelines.check_task(task)[1]
-    autos = [cls.__name__ for cls in served["pt"]]
     auto = next((auto for auto in autos if row is not None and auto in row.heads), None)
     if auto is None:
         return arguments
@@ -210,8 +209,7 @@ def _with_whole_model(arguments: dict[str, Any]) -> dict[str, Any]:
     found["model"] = _load_head(auto, name, config, dtype, device_map, model_kwargs or {}, hub)
     impl = served["impl"]
     if isinstance(impl, str):  # newer transformers name the class
-        module, _, cls = impl.rpartition(".")
-        impl = getattr(importlib.import_module(module), cls)
+        impl = load(":".join(impl.rsplit(".", 1)))
     for part in ("processor", "tokenizer", "image_processor", "feature_extractor"):
         # what the pipeline reads of the folder; by the model alone, which is loaded, it would not know where to look
         if found[part] is None and getattr(impl, f"_load_{part}", None):

@@ -1,8 +1,15 @@
 """Loading a model that answers: nothing of it may be missing."""
 
+import os
 from typing import Any
 
 from safetensors import SafetensorError
+
+
+def unreadable(name: str | os.PathLike, error: OSError) -> str:
+    """What is said of a model that cannot be read."""
+    what = "cannot be read" if os.path.isdir(name) else "is no folder here and cannot be had from the Hub"
+    return f"model {os.fspath(name)!r} {what}: {error}"
 
 
 def load_whole(auto: type, name: Any, **options: Any) -> Any:
